@@ -1,0 +1,1 @@
+"""The method itself: pure functions of arrays and frozen records. numpy and the standard library, nothing else."""
