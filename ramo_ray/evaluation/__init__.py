@@ -1,0 +1,1 @@
+"""Rows to figures and a report. Reads arrays and dicts; knows no Ray, torch or model."""

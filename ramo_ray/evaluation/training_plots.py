@@ -1,0 +1,87 @@
+"""Drawings of what trainings reported and how the reward model ranks: arrays in, SVG elements out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from markupsafe import Markup
+
+from ramo_ray.evaluation.formatting import whole
+from ramo_ray.evaluation.report_data import Floats, Integers, TrainingCurve
+from ramo_ray.evaluation.svg import BLUE, INK, ORANGE, inline_svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def training_curve(curve: TrainingCurve, number: int) -> Markup:
+    """Draw what a training reported: loss, accuracy and learning rate, those that there are, one above the other."""
+    panels = [("loss", curve.loss)]
+    if curve.accuracy is not None:
+        panels.append(("accuracy", curve.accuracy))
+    if curve.learning_rate is not None:
+        panels.append(_learning_rate(curve.learning_rate))
+    description = f"Training curves of the {curve.name}: {', '.join(name for name, _ in panels)} over optimiser steps."
+    draw = partial(_draw_training_curve, steps=curve.steps, panels=panels)
+    return inline_svg(f"training-{number}", description, (440, 40 + 120 * len(panels)), draw)
+
+
+def _learning_rate(values: Floats) -> tuple[str, Floats]:
+    largest = float(np.nanmax(values, initial=0.0))
+    if largest <= 0:
+        return "learning rate", values
+    exponent = math.floor(math.log10(largest))
+    return f"learning rate / 1e{exponent}", values / 10.0**exponent
+
+
+def _draw_training_curve(figure: Figure, *, steps: Integers, panels: Sequence[tuple[str, Floats]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    column = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, values) in zip(column, panels, strict=True):
+        axes.plot(steps, values, color=BLUE, lw=1.6, marker="o" if len(steps) <= 30 else None, markersize=3.5, mew=0)
+        axes.set_title(name)
+        if name == "accuracy":
+            axes.set(ylim=(-0.04, 1.04), yticks=[0, 0.5, 1])
+        else:
+            axes.set_ylim(bottom=0)
+    margin = max(0.5, 0.03 * float(np.ptp(steps)))
+    column[-1].set(xlabel="optimiser step", xlim=(steps.min() - margin, steps.max() + margin))
+    column[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+
+
+def reward_margins(margins: Floats) -> Markup:
+    """Draw the distribution of r(chosen) − r(rejected), split at zero: pairs ranked right and wrong."""
+    finite = margins[np.isfinite(margins)]
+    description = f"Histogram of {len(finite)} reward margins; {int((finite > 0).sum())} are above zero."
+    return inline_svg("reward-margins", description, (440, 290), partial(_draw_reward_margins, margins=finite))
+
+
+def _draw_reward_margins(figure: Figure, *, margins: Floats) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes = figure.subplots()
+    edges = _edges_at_zero(margins)
+    right, wrong = margins[margins > 0], margins[margins <= 0]
+    axes.hist(right, bins=edges.tolist(), color=BLUE, rwidth=0.92, label=f"ranked as labelled: {whole(len(right))}")
+    axes.hist(wrong, bins=edges.tolist(), color=ORANGE, rwidth=0.92, label=f"ranked otherwise: {whole(len(wrong))}")
+    axes.axvline(0, color=INK, lw=1)
+    axes.set(xlabel="reward of chosen − reward of rejected", ylabel="test pairs")
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    axes.grid(axis="x", visible=False)
+    figure.legend(loc="outside upper left", ncols=2, handlelength=1, handleheight=1, columnspacing=1.5)
+
+
+def _edges_at_zero(margins: Floats) -> Floats:
+    """Bins of equal width with an edge at zero, so that no bar mixes the two sides; about √n of them, 6 to 40."""
+    reach = float(np.abs(margins).max(initial=0.0)) or 1.0
+    count = min(40, max(6, 2 * math.isqrt(len(margins))))
+    # A hair wider than even, so that rounding leaves no margin outside.
+    width = 2 * reach / count * (1 + 1e-9)
+    first = math.floor(float(margins.min(initial=0.0)) / width)
+    last = max(first + 1, math.ceil(float(margins.max(initial=0.0)) / width))
+    return width * np.arange(first, last + 1)
