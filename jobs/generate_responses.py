@@ -1,0 +1,97 @@
+"""Prompts to responses: every generator answers every prompt; every two different answers are a trio."""
+
+from __future__ import annotations
+
+from math import comb
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field, PositiveInt, model_validator
+
+from jobs.display import heading, summary
+from jobs.inputs import SAMPLES, sample_prompts, source_path
+from jobs.stage import Stage, StageConfig, open_stage, ray_session
+from ramo_ray.config import run
+from ramo_ray.settings import GeneratorSettings, SourceSettings
+
+if TYPE_CHECKING:
+    from ramo_ray.pipelines.store import PartStore
+
+TABLES = ("conversations", "failures", "trios")
+
+
+class GenerateResponsesConfig(StageConfig):
+    job: ClassVar[str] = "generate_responses"
+    prompts: str = SAMPLES
+    """A file, glob or hub id of prompts (`prompt`: text or messages), or `samples`."""
+    limit: PositiveInt | None = None
+    """Rows of the source that are read."""
+    source: SourceSettings = SourceSettings()
+    generators: Annotated[list[GeneratorSettings], Field(min_length=2)]
+    """What writes; at least two, so that there are pairs."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> GenerateResponsesConfig:
+        names = [generator.name for generator in self.generators]
+        if len(set(names)) < len(names):
+            raise ValueError(f"generators must have different names, but are called {names}.")
+        return self
+
+
+def main(config: GenerateResponsesConfig) -> list[str]:
+    """Write responses of several generators to each prompt, and the trios between them."""
+    with open_stage(config) as stage:
+        if not stage.finished:
+            _generate(config, stage)
+        counts = stage.manifest["counts"]
+        summary(
+            f"responses in {stage.folder}",
+            {"prompts": counts["rows_in"], "trios": counts["trios"], "quarantined prompts": counts["quarantined"]},
+        )
+    return [f"python -m jobs.rate CONFIG trios={stage.data / 'trios'}"]
+
+
+def _generate(config: GenerateResponsesConfig, stage: Stage) -> None:
+    from jobs.flow import Work, run_groups
+    from ramo_ray.engines import check_engine
+    from ramo_ray.models.resolve import identity, resolve
+    from ramo_ray.pipelines import responses, sources
+    from ramo_ray.pipelines.store import PartStore
+
+    heading("Responses")
+    path = sample_prompts() if config.prompts == SAMPLES else source_path(config, "prompts", config.prompts)
+    source = sources.open_prompts(path, config.source, config.limit)
+    survey = sources.survey(source, None)
+    for generator in config.generators:
+        check_engine(generator)
+    models = {g.name: identity(resolve(g.model, g.revision)) for g in config.generators}
+    store = PartStore(str(stage.data), TABLES).open()
+    done = _prompts_with_trios(store)
+    work = Work(
+        title="writing",
+        source=source,
+        cuts=[],
+        wanted=[""],
+        block=config.generators[0].batch_size,
+        member="prompts",
+        done=done,
+        total=survey.prompts * comb(len(config.generators), 2),
+    )
+    with ray_session(config.ray):
+        run_groups(
+            work, store, lambda g, meter: responses.generate(g, config.generators, meter), responses.response_rows
+        )
+    done = _prompts_with_trios(store)
+    failures = store.read("failures").to_pylist()
+    lost = {row["id"]: row for row in failures if row["id"] not in done}
+    counts = stage.counts(rows_in=survey.rows, rows_out=len(done), other_split=0, bad=[*survey.bad, *lost.values()])
+    counts |= {"trios": store.read("trios", ["trio_id"]).num_rows, "responses_failed": len(failures)}
+    totals = store.totals()
+    stage.finish(counts=counts, tokens=int(totals["tokens"]), models=models)
+
+
+def _prompts_with_trios(store: PartStore) -> set[str]:
+    return set(store.read("trios", ["prompt_id"])["prompt_id"].to_pylist())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,107 @@
+"""Where a stage finds what an earlier stage wrote, and how judges and pools are checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from jobs.stage import StageConfig, locate
+from ramo_ray.core.rules import RulePool, load_pool
+from ramo_ray.errors import ConfigError, SourceError
+from ramo_ray.settings import JudgeSettings, SourceSettings
+
+if TYPE_CHECKING:
+    from ramo_ray.pipelines.sources import Source
+
+SAMPLES = "samples"
+"""As `prompts`: the prompts that the package carries."""
+
+
+def earlier(config: StageConfig, key: str, given: str, run: str, relative: str) -> Path:
+    """The result of an earlier stage: a path given under `key`, or the usual place inside `run`."""
+    if given:
+        found = locate(config, key, given)
+    elif run:
+        found = locate(config, "run", run) / relative
+    else:
+        raise ConfigError(f"`{key}` is missing: give its path, or `run` = the output of the pipeline that made it.")
+    if not found.exists():
+        raise ConfigError(
+            f"`{key}`: {found} does not exist. Run {relative.partition('/')[0]} first, or correct the path."
+        )
+    return found
+
+
+def sample_prompts() -> str:
+    """Path of the prompts that the package carries."""
+    import ramo_ray
+
+    return str(Path(ramo_ray.__file__).with_name("samples") / "prompts.jsonl")
+
+
+def open_source(config: StageConfig, trios: str, run: str, settings: SourceSettings, limit: int | None) -> Source:
+    """The source of trios: `trios`, or what generate_responses wrote in `run`."""
+    from ramo_ray.pipelines.sources import open_trios
+
+    if trios:
+        return open_trios(source_path(config, "trios", trios), settings, limit)
+    return open_trios(str(earlier(config, "trios", "", run, "generate_responses/data/trios")), settings, limit)
+
+
+def source_path(config: StageConfig, key: str, path: str) -> str:
+    """A source's path as it can be opened: located if it lies here, untouched if it is a hub id."""
+    try:
+        located = str(locate(config, key, path))
+    except ConfigError:
+        if _looks_local(path):
+            raise
+        return path
+    return path if not Path(located).exists() and not _looks_local(path) else located
+
+
+def _looks_local(path: str) -> bool:
+    return (
+        path.startswith(("/", ".", "~"))
+        or any(c in path for c in "*?[")
+        or path.count("/") != 1
+        or Path(path).suffix != ""
+    )
+
+
+def rule_pool(config: StageConfig, rules: str, r: int) -> RulePool:
+    """The configured pool, checked against the rule budget."""
+    pool = load_pool(str(locate(config, "rules", rules)) if rules else "")
+    pool.require(r)
+    return pool
+
+
+class CheckedJudge(NamedTuple):
+    """A judge whose tokenizer, template and labels were checked."""
+
+    fingerprint: str
+    exact_seam: bool
+
+
+def check_judge(judge: JudgeSettings, pool: RulePool) -> CheckedJudge:
+    """Resolve a judge and check it on this machine, before any actor starts.
+
+    Raises:
+        ModelError: no such model, or no chat template. LabelError: labels that one token cannot tell apart.
+        MissingPackageError: the engine's package is not installed.
+    """
+    from ramo_ray.engines import check_engine
+    from ramo_ray.models.resolve import identity, resolve
+    from ramo_ray.models.templates import load_tokenizer
+    from ramo_ray.pipelines.prompts import JudgePrompts, judge_fingerprint
+
+    check_engine(judge)
+    path = resolve(judge.model, judge.revision)
+    tokenizer = load_tokenizer(path)
+    prompts = JudgePrompts(tokenizer, judge, pool)
+    return CheckedJudge(judge_fingerprint(judge, identity(path), tokenizer.chat_template), prompts.exact_seam)
+
+
+def require_rows(count: int, what: str, where: Path) -> None:
+    """Refuse to go on with nothing."""
+    if count == 0:
+        raise SourceError(f"{where}: holds no {what}; the stage before it left nothing to go on with.")

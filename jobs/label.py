@@ -1,0 +1,169 @@
+"""Trios to preferences: the Rule Adapter picks r rules of each trio, the judge rates those, the higher mean wins."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, PositiveInt
+
+from jobs.display import heading, summary
+from jobs.inputs import check_judge, earlier, open_source, rule_pool
+from jobs.rate import judge_totals
+from jobs.stage import Stage, StageConfig, locate, open_stage, ray_session, read_json
+from ramo_ray.config import run
+from ramo_ray.core.records import fingerprint
+from ramo_ray.settings import AdapterSettings, JudgeSettings, SelectionSettings, SourceSettings, Split, SplitSettings
+
+TABLES = ("failures", "ratings", "preferences")
+
+
+class LabelConfig(StageConfig):
+    job: ClassVar[str] = "label"
+    trios: str = ""
+    """A preference source: file, folder, glob or hub id. Empty: what generate_responses wrote in `run`."""
+    run: str = ""
+    """Output of the pipeline whose earlier stages are read."""
+    limit: PositiveInt | None = None
+    """Rows of the source that are read."""
+    source: SourceSettings = SourceSettings()
+    splits: SplitSettings = SplitSettings()
+    labelled: Annotated[tuple[Split, ...], Field(min_length=1)] = ("reward_train", "reward_test")
+    """Splits that are labelled."""
+    rules: str = ""
+    """A rule pool in YAML. Empty: the paper's 100 rules."""
+    model: str = ""
+    """Folder of the Rule Adapter. Empty: what train_adapter wrote in `run`."""
+    adapter: AdapterSettings = AdapterSettings()
+    judge: JudgeSettings = JudgeSettings()
+    selection: SelectionSettings = SelectionSettings()
+
+
+def main(config: LabelConfig) -> list[str]:
+    """Label trios by the rules that the adapter picks: 2 · r judge calls a trio."""
+    with open_stage(config) as stage:
+        if not stage.finished:
+            _label(config, stage)
+        counts, judge, savings = (stage.manifest[key] for key in ("counts", "judge", "savings"))
+        summary(
+            f"preferences in {stage.data / 'preferences'}",
+            {
+                "trios labelled": counts["rows_out"],
+                "judge calls": judge["calls"],
+                "judge calls a trio": savings["calls_a_trio"],
+                "calls saved against all rules": savings["calls_saved"],
+                "seconds saved against all rules": savings["seconds_saved"],
+                "ties": counts["ties"],
+                "quarantined trios": counts["quarantined"],
+            },
+        )
+    return [f"python -m jobs.train_reward CONFIG preferences={stage.data / 'preferences'}"]
+
+
+def _label(config: LabelConfig, stage: Stage) -> None:
+    from jobs.flow import Work, run_groups
+    from ramo_ray.models.adapter import check_adapter
+    from ramo_ray.models.resolve import identity
+    from ramo_ray.pipelines import labeling, rating, sources
+    from ramo_ray.pipelines.store import PartStore
+
+    heading("Preferences")
+    pool = rule_pool(config, config.rules, config.selection.r)
+    adapter = earlier(config, "model", config.model, config.run, "train_adapter/model")
+    check_adapter(adapter, pool.ids)
+    source = open_source(config, config.trios, config.run, config.source, config.limit)
+    survey = sources.survey(source, config.splits)
+    judge = check_judge(config.judge, pool)
+    adapter_identity = identity(adapter)
+    label_fingerprint = fingerprint(
+        judge=judge.fingerprint,
+        adapter=adapter_identity,
+        r=config.selection.r,
+        tie_tolerance=config.selection.tie_tolerance,
+        aggregation="mean",
+        **_selection_of(adapter),
+    )
+    store = PartStore(str(stage.data), TABLES).open()
+    work = Work(
+        title="labelling",
+        source=source,
+        cuts=survey.cuts,
+        wanted=config.labelled,
+        block=config.judge.batch_size,
+        member="trios",
+        done=store.read("preferences", ["trio_id"])["trio_id"].to_pylist(),
+        total=survey.count(config.labelled),
+    )
+
+    def through(groups: Any, meter: Any) -> Any:
+        picked = labeling.pick_rules(groups, config.adapter, str(adapter), pool.ids, config.selection.r)
+        return rating.rate(picked, config.judge, pool.texts, "picked_rules", meter)
+
+    convert = partial(
+        labeling.label_rows,
+        tie_tolerance=config.selection.tie_tolerance,
+        max_length=config.adapter.max_length,
+        fingerprint=label_fingerprint,
+        judge_fingerprint=judge.fingerprint,
+    )
+    with ray_session(config.ray):
+        run_groups(work, store, through, convert)
+    rows = store.read("preferences", ["trio_id", "tie", "chosen_is"]).to_pylist()
+    done = {row["trio_id"] for row in rows}
+    failed = {row["id"]: row for row in store.read("failures").to_pylist() if row["id"] not in done}
+    counts = stage.counts(
+        rows_in=survey.rows,
+        rows_out=len(rows),
+        other_split=survey.count([s for s in survey.trios if s not in config.labelled]),
+        bad=[*survey.bad, *failed.values()],
+    )
+    counts |= {
+        "ties": sum(row["tie"] for row in rows),
+        "chosen_a": sum(row["chosen_is"] == "a" for row in rows),
+        "chosen_b": sum(row["chosen_is"] == "b" for row in rows),
+    }
+    totals = judge_totals(store) | {"adapter_seconds": round(store.totals()["adapter_seconds"], 2)}
+    stage.finish(
+        counts=counts,
+        judge=totals,
+        savings=_savings(config, totals, len(rows), survey, len(pool)),
+        fingerprint=label_fingerprint,
+        judge_fingerprint=judge.fingerprint,
+        adapter=adapter_identity,
+        rules=pool.fingerprint,
+    )
+
+
+def _selection_of(adapter: Path) -> dict[str, Any]:
+    """γ and embedder that the adapter's training targets were selected with, where it came out of a stage of ours."""
+    config = read_json(adapter.parent / "config.json")
+    return {"gamma": config.get("selection", {}).get("gamma"), "embedder": config.get("embedder", {}).get("model")}
+
+
+def _savings(config: LabelConfig, judge: dict[str, float], trios: int, survey: Any, rules: int) -> dict[str, float]:
+    """What the adapter saved: calls against rating these trios' conversations on all rules, and the judge's seconds.
+
+    Seconds a call of all-rules rating are those that `rate` measured in the same run, where it is known; a call is
+    cheaper there, as 100 rules share a conversation. What the adapter took to pick the rules is counted as spent.
+    """
+    conversations = sum(survey.conversations[split] for split in config.labelled)
+    all_rules = conversations * rules
+    rate_manifest = locate(config, "run", config.run) / "rate" / "manifest.json" if config.run else None
+    rated = read_json(rate_manifest).get("judge", {}) if rate_manifest else {}
+    measured = rated if rated.get("calls") else judge
+    seconds_a_call = measured["seconds"] / measured["calls"] if measured["calls"] else 0.0
+    spent = judge["seconds"] + judge["adapter_seconds"]
+    return {
+        "calls_a_trio": round(judge["calls"] / trios, 3) if trios else 0.0,
+        "calls_a_trio_all_rules": round(all_rules / trios, 3) if trios else 0.0,
+        "calls_all_rules": all_rules,
+        "calls_saved": int(all_rules - judge["calls"]),
+        "seconds_all_rules": round(all_rules * seconds_a_call, 2),
+        "seconds_spent": round(spent, 2),
+        "seconds_saved": round(all_rules * seconds_a_call - spent, 2),
+    }
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,119 @@
+"""All stages in order for one folder of configs: each writes to `<output>/<stage>`, the report to `<output>`.
+
+    python -m jobs.pipeline FOLDER [key=value ...] [<stage>.key=value ...]
+
+An override without a stage's name goes to what the stages have in common. With `trios` set nothing is generated.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jobs.display import console, heading
+from jobs.overview import show_status
+from jobs.stage import StageConfig, locate, ray_session, read_json
+from ramo_ray.config import finish_with, keys_for, load_values, merge, parse_overrides, read_yaml, validate
+from ramo_ray.errors import ConfigError, TooManyBadRowsError
+from ramo_ray.settings import CommonSettings
+
+STAGES = ("generate_responses", "rate", "train_adapter", "label", "train_reward", "evaluate_reward")
+USAGE = """usage: python -m jobs.pipeline FOLDER [key=value ...] [STAGE.key=value ...]
+
+Runs {stages} in order.
+FOLDER holds common.yaml and, where a stage needs more, STAGE.yaml. `python -m jobs.STAGE --help` lists its keys."""
+
+
+class Planned(NamedTuple):
+    """A stage with its configuration, checked before anything starts."""
+
+    name: str
+    config: StageConfig
+    main: Callable[[Any], None]
+
+
+def plan(folder: Path, words: Sequence[str]) -> list[Planned]:
+    """Build and check the configurations of all stages.
+
+    Raises:
+        ConfigError: naming the stage's file and key.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: not a folder. The pipeline takes a folder with common.yaml and a YAML a stage.")
+    overrides = parse_overrides(words)
+    own = {name: overrides.pop(name) for name in STAGES if isinstance(overrides.get(name), Mapping)}
+    file = folder / "common.yaml"
+    common = merge(read_yaml(file) if file.exists() else {}, overrides)
+    validate(CommonSettings, common, str(file))
+    output = str(common.get("output") or "")
+    if not output:
+        raise ConfigError(f"{file}: `output` is missing: the folder that the run writes, also as output=… here.")
+    names = [name for name in STAGES if not (name == "generate_responses" and common.get("trios"))]
+    return [_stage(name, folder, overrides | {"output": output}, own.get(name, {})) for name in names]
+
+
+def _stage(name: str, folder: Path, overrides: Mapping[str, Any], own: Mapping[str, Any]) -> Planned:
+    module = import_module(f"jobs.{name}")
+    config_class = next(
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, StageConfig) and vars(value).get("job") == name
+    )
+    run = str(overrides["output"])
+    shared = {**overrides, "output": f"{run}/{name}", "run": run}
+    values = merge(load_values(config_class, folder), keys_for(config_class, shared, "overrides"))
+    return Planned(name, validate(config_class, merge(values, own), f"{folder / name}.yaml"), module.main)
+
+
+def run_pipeline(stages: Sequence[Planned]) -> None:
+    """Run the stages under one Ray and write the report; start nothing if all of them are finished."""
+    first = stages[0].config
+    output = locate(first, "output", first.output).parent
+    open_ones = [stage for stage in stages if read_json(_manifest(stage)).get("status") != "finished"]
+    if not open_ones:
+        console.print(f"finished already: {output}. Give another output=… for another run.")
+        _show(output)
+        return
+    too_many: TooManyBadRowsError | None = None
+    with ray_session(first.ray):
+        for stage in stages:
+            try:
+                stage.main(stage.config)
+            except TooManyBadRowsError as error:
+                console.print(f"[yellow]{stage.name}: {error}")
+                too_many = error
+    from jobs.reporting import write_report
+
+    heading("Report")
+    write_report(output)
+    _show(output)
+    if too_many:
+        raise too_many
+
+
+def _manifest(stage: Planned) -> Path:
+    return locate(stage.config, "output", stage.config.output) / "manifest.json"
+
+
+def _show(output: Path) -> None:
+    show_status(output, as_json=False)
+    for step in (
+        f"open {output / 'report.html'}",
+        "label your own pairs: the same command with trios=FILE output=FOLDER",
+    ):
+        console.print(f"  next: {step}", soft_wrap=True, markup=False)
+
+
+def main(words: Sequence[str]) -> None:
+    """Plan and run."""
+    run_pipeline(plan(Path(words[0]), words[1:]))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(USAGE.format(stages=", ".join(STAGES)))
+        raise SystemExit(0 if len(sys.argv) > 1 else 2)
+    finish_with(main, sys.argv[1:])

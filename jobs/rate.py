@@ -1,0 +1,114 @@
+"""Trios to ratings: a judge rates every conversation of the adapter's splits on every rule of the pool."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field, PositiveInt
+
+from jobs.display import heading, summary
+from jobs.inputs import check_judge, open_source, rule_pool
+from jobs.stage import Stage, StageConfig, open_stage, ray_session
+from ramo_ray.config import run
+from ramo_ray.settings import JudgeSettings, SourceSettings, Split, SplitSettings
+
+if TYPE_CHECKING:
+    from ramo_ray.pipelines.store import PartStore
+
+TABLES = ("failures", "ratings")
+
+
+class RateConfig(StageConfig):
+    job: ClassVar[str] = "rate"
+    trios: str = ""
+    """A preference source: file, folder, glob or hub id. Empty: what generate_responses wrote in `run`."""
+    run: str = ""
+    """Output of the pipeline whose earlier stages are read."""
+    limit: PositiveInt | None = None
+    """Rows of the source that are read."""
+    source: SourceSettings = SourceSettings()
+    splits: SplitSettings = SplitSettings()
+    rated: Annotated[tuple[Split, ...], Field(min_length=1)] = ("adapter_train", "adapter_test")
+    """Splits that are rated on all rules."""
+    rules: str = ""
+    """A rule pool in YAML. Empty: the paper's 100 rules."""
+    judge: JudgeSettings = JudgeSettings()
+
+
+def main(config: RateConfig) -> list[str]:
+    """Rate each conversation of some splits on all rules of the pool, once however many trios it is in."""
+    with open_stage(config) as stage:
+        if not stage.finished:
+            _rate(config, stage)
+        counts, judge = stage.manifest["counts"], stage.manifest["judge"]
+        summary(
+            f"ratings in {stage.data / 'ratings'}",
+            {
+                "conversations": counts["conversations"],
+                "judge calls": judge["calls"],
+                "calls a second and actor": judge["calls"] / judge["seconds"] if judge["seconds"] else 0.0,
+                "quarantined trios": counts["quarantined"],
+            },
+        )
+    return [f"python -m jobs.train_adapter CONFIG ratings={stage.data / 'ratings'} trios={config.trios or '…'}"]
+
+
+def _rate(config: RateConfig, stage: Stage) -> None:
+    from jobs.flow import Work, run_groups
+    from ramo_ray.pipelines import rating, sources
+    from ramo_ray.pipelines.store import PartStore
+
+    heading("Ratings on all rules")
+    pool = rule_pool(config, config.rules, 1)
+    source = open_source(config, config.trios, config.run, config.source, config.limit)
+    survey = sources.survey(source, config.splits)
+    judge = check_judge(config.judge, pool)
+    store = PartStore(str(stage.data), TABLES).open()
+    expected = sum(survey.conversations[split] for split in config.rated)
+    work = Work(
+        title="rating",
+        source=source,
+        cuts=survey.cuts,
+        wanted=config.rated,
+        block=config.judge.batch_size,
+        member="conversations",
+        done=rated_conversations(store),
+        total=expected,
+    )
+    convert = partial(rating.rated_rows, fingerprint=judge.fingerprint)
+    with ray_session(config.ray):
+        run_groups(work, store, lambda g, meter: rating.rate(g, config.judge, pool.texts, "all_rules", meter), convert)
+    done = rated_conversations(store)
+    # A trio's failure counts while the conversation that it names stays unrated; a later try may have mended it.
+    failed = {row["id"]: row for row in store.read("failures").to_pylist() if row["origin"] not in done}
+    trios = survey.count(config.rated)
+    counts = stage.counts(
+        rows_in=survey.rows,
+        rows_out=trios - len(failed),
+        other_split=survey.count([s for s in survey.trios if s not in config.rated]),
+        bad=[*survey.bad, *failed.values()],
+    )
+    counts |= {"trios": trios, "conversations": len(done), "conversations_expected": expected}
+    stage.finish(
+        counts=counts,
+        judge=judge_totals(store) | {"cells": len(done) * len(pool), "exact_seam": judge.exact_seam},
+        fingerprint=judge.fingerprint,
+        rules=pool.fingerprint,
+    )
+
+
+def rated_conversations(store: PartStore) -> set[str]:
+    """Ids of the conversations that have ratings."""
+    rows = store.read("ratings", ["conversation_id", "error"])
+    return set(rows.filter(rows["error"].is_null())["conversation_id"].to_pylist())
+
+
+def judge_totals(store: PartStore) -> dict[str, float]:
+    """Calls, tokens and seconds of the judge, over all sessions of the run."""
+    totals = store.totals()
+    return {"calls": int(totals["calls"]), "tokens": int(totals["tokens"]), "seconds": round(totals["seconds"], 2)}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,175 @@
+"""Ratings to a Rule Adapter: select each trio's critical rules, learn them, measure on trios held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, PositiveInt
+
+from jobs.display import heading, summary
+from jobs.inputs import earlier, open_source, require_rows, rule_pool
+from jobs.learning import learn
+from jobs.stage import Stage, StageConfig, open_stage, ray_session, write_json
+from ramo_ray.config import run
+from ramo_ray.core.rules import RulePool
+from ramo_ray.settings import (
+    AdapterSettings,
+    EmbedderSettings,
+    SelectionSettings,
+    SourceSettings,
+    Split,
+    SplitSettings,
+    TrainingSettings,
+)
+
+TABLES = ("failures", "critical")
+SPLITS: tuple[Split, ...] = ("adapter_train", "adapter_test")
+
+
+class TrainAdapterConfig(StageConfig):
+    job: ClassVar[str] = "train_adapter"
+    trios: str = ""
+    """A preference source: file, folder, glob or hub id. Empty: what generate_responses wrote in `run`."""
+    ratings: str = ""
+    """Folder of the ratings table. Empty: what rate wrote in `run`."""
+    run: str = ""
+    """Output of the pipeline whose earlier stages are read."""
+    limit: PositiveInt | None = None
+    """Rows of the source that are read."""
+    source: SourceSettings = SourceSettings()
+    splits: SplitSettings = SplitSettings()
+    rules: str = ""
+    """A rule pool in YAML. Empty: the paper's 100 rules."""
+    embedder: EmbedderSettings = EmbedderSettings()
+    selection: SelectionSettings = SelectionSettings()
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    adapter: AdapterSettings = AdapterSettings()
+
+
+def main(config: TrainAdapterConfig) -> list[str]:
+    """Train the Rule Adapter on the critical rules of rated trios."""
+    with open_stage(config) as stage:
+        if not stage.finished:
+            _train(config, stage)
+        counts, scores = stage.manifest["counts"], stage.manifest["scores"]
+        summary(
+            f"Rule Adapter in {stage.folder / 'model'}",
+            {
+                "trios trained on": counts["trained"],
+                "trios held out": counts["held_out"],
+                **{f"F1 at r: {name}": scores[name]["f1"] for name in scores},
+            },
+        )
+    return [f"python -m jobs.label CONFIG model={stage.folder / 'model'} trios={config.trios or '…'}"]
+
+
+def _train(config: TrainAdapterConfig, stage: Stage) -> None:
+    from ramo_ray.pipelines.examples import write_adapter_examples
+    from ramo_ray.pipelines.store import PartStore
+
+    heading("Rule Adapter")
+    pool = rule_pool(config, config.rules, config.selection.r)
+    with ray_session(config.ray):
+        store = PartStore(str(stage.data), TABLES).open()
+        counts = _select(config, stage, store, pool)
+        rows = store.read("critical").to_pylist()
+        train, held_out = ([row for row in rows if row["split"] == split] for split in SPLITS)
+        require_rows(len(train), "trio to train on", stage.data)
+        require_rows(len(held_out), "trio held out", stage.data)
+        examples, final = learn(
+            stage,
+            task="adapter",
+            settings=config.training,
+            seed=config.seed,
+            write=partial(write_adapter_examples, rows=[row for row in train if row["critical"]]),
+            rule_ids=pool.ids,
+            r=config.selection.r,
+            details={"rules": len(pool), "trios": len(train), "gamma": config.selection.gamma},
+        )
+        predicted = _predict(config, stage.folder / "model", held_out, pool)
+    scores = _scores(predicted, train, held_out, pool, config.selection.r)
+    write_json(stage.folder / "scores.json", scores)
+    counts |= {"trained": examples.rows, "too_long": examples.too_long, "held_out": len(held_out)}
+    stage.finish(
+        counts=counts,
+        scores=scores,
+        training=final,
+        tokens=examples.tokens,
+        r=config.selection.r,
+        rules=pool.fingerprint,
+    )
+
+
+def _select(config: TrainAdapterConfig, stage: Stage, store: Any, pool: RulePool) -> dict[str, Any]:
+    """Select the critical rules of all trios of the adapter's splits into the `critical` table."""
+    from jobs.flow import Work, run_groups
+    from ramo_ray.pipelines import critical, sources
+
+    ratings = earlier(config, "ratings", config.ratings, config.run, "rate/data/ratings")
+    stage.update(ratings_fingerprint=critical.ratings_fingerprint(str(ratings)))
+    source = open_source(config, config.trios, config.run, config.source, config.limit)
+    survey = sources.survey(source, config.splits)
+    work = Work(
+        title="selecting",
+        source=source,
+        cuts=survey.cuts,
+        wanted=SPLITS,
+        block=config.embedder.batch_size,
+        member="trios",
+        done=store.read("critical", ["trio_id"])["trio_id"].to_pylist(),
+        total=survey.count(SPLITS),
+    )
+    run_groups(
+        work,
+        store,
+        lambda groups, _: critical.find_critical(groups, str(ratings), config.embedder, pool.texts, pool.ids),
+        partial(critical.critical_rows, selection=config.selection),
+    )
+    done = set(store.read("critical", ["trio_id"])["trio_id"].to_pylist())
+    failed = {row["id"]: row for row in store.read("failures").to_pylist() if row["id"] not in done}
+    return stage.counts(
+        rows_in=survey.rows,
+        rows_out=len(done),
+        other_split=survey.count([s for s in survey.trios if s not in SPLITS]),
+        bad=[*survey.bad, *failed.values()],
+    )
+
+
+def _predict(
+    config: TrainAdapterConfig, model: Path, rows: Sequence[dict[str, Any]], pool: RulePool
+) -> list[list[int]]:
+    """The adapter's r rules for each row, by the same actors that label; a row too long for it gets none."""
+    import ray
+
+    from ramo_ray.pipelines import labeling
+
+    groups = ray.data.from_arrow(labeling.trios_as_groups(rows))
+    picked = labeling.pick_rules(groups, config.adapter, str(model), pool.ids, config.selection.r).take_all()
+    by_trio = {trio["trio_id"]: trio["rule_ids"] or [] for group in picked for trio in group["trios"]}
+    return [[pool.index_of(rule) for rule in by_trio[row["trio_id"]]] for row in rows]
+
+
+def _scores(
+    predicted: list[list[int]],
+    train: Sequence[dict[str, Any]],
+    held_out: Sequence[dict[str, Any]],
+    pool: RulePool,
+    r: int,
+) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 of the adapter and of two baselines: the most frequent rules, and random ones."""
+    from ramo_ray.core.metrics import most_frequent, random_expected, set_scores
+
+    true = [row["critical"] for row in held_out]
+    frequent = most_frequent([row["critical"] for row in train], rules=len(pool), r=r)
+    return {
+        "adapter": set_scores(predicted, true)._asdict(),
+        "most frequent rules": set_scores([frequent] * len(true), true)._asdict(),
+        "random rules": random_expected(true, rules=len(pool), r=r)._asdict(),
+    }
+
+
+if __name__ == "__main__":
+    run(main)

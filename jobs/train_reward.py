@@ -1,0 +1,92 @@
+"""Preferences to a reward model (equations 5 to 7)."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from jobs.display import heading, summary
+from jobs.inputs import earlier, require_rows
+from jobs.learning import learn
+from jobs.stage import Stage, StageConfig, open_stage, ray_session
+from ramo_ray.config import run
+from ramo_ray.errors import FingerprintError
+from ramo_ray.settings import TrainingSettings
+
+
+class TrainRewardConfig(StageConfig):
+    job: ClassVar[str] = "train_reward"
+    preferences: str = ""
+    """Folder of the preferences table. Empty: what label wrote in `run`."""
+    run: str = ""
+    """Output of the pipeline whose earlier stages are read."""
+    ties: Literal["drop", "keep"] = "drop"
+    """Whether pairs whose margin is within selection.tie_tolerance are trained on."""
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+
+
+def main(config: TrainRewardConfig) -> list[str]:
+    """Train a Bradley-Terry reward model on labelled pairs."""
+    with open_stage(config) as stage:
+        if not stage.finished:
+            _train(config, stage)
+        counts, final = stage.manifest["counts"], stage.manifest["training"]
+        summary(
+            f"reward model in {stage.folder / 'model'}",
+            {"pairs trained on": counts["rows_out"], "last loss": final["loss"], "last accuracy": final["accuracy"]},
+        )
+    return [f"python -m jobs.evaluate_reward CONFIG model={stage.folder / 'model'}"]
+
+
+def _train(config: TrainRewardConfig, stage: Stage) -> None:
+    from ramo_ray.pipelines.examples import write_reward_examples
+
+    heading("Reward model")
+    folder = earlier(config, "preferences", config.preferences, config.run, "label/data/preferences")
+    rows = read_preferences(folder)
+    train = [row for row in rows if row["split"] == "reward_train"]
+    ties = [row for row in train if row["tie"]] if config.ties == "drop" else []
+    used = [row for row in train if not (row["tie"] and config.ties == "drop")]
+    require_rows(len(used), "pair of the split reward_train that is no tie", folder)
+    with ray_session(config.ray):
+        examples, final = learn(
+            stage,
+            task="reward",
+            settings=config.training,
+            seed=config.seed,
+            write=partial(write_reward_examples, rows=used),
+            details={"pairs": len(used), "ties": f"{len(ties)} dropped" if ties else config.ties},
+        )
+    too_long = {"origin": str(folder), "id": None, "reason": "too long: more tokens than training.max_length"}
+    tie = {"origin": str(folder), "reason": "a tie (ties: drop)"}
+    counts = stage.counts(
+        rows_in=len(rows),
+        rows_out=examples.rows,
+        other_split=len(rows) - len(train),
+        bad=[*({**tie, "id": row["trio_id"]} for row in ties), *([too_long] * examples.too_long)],
+    )
+    stage.finish(counts=counts, training=final, tokens=examples.tokens, fingerprint=rows[0]["fingerprint"])
+
+
+def read_preferences(folder: Path) -> list[dict[str, Any]]:
+    """All preferences of a folder.
+
+    Raises:
+        SourceError: there are none. FingerprintError: they were labelled in different ways.
+    """
+    import pyarrow.dataset as pads
+
+    files = sorted(str(file) for file in folder.glob("*.parquet"))
+    rows: list[dict[str, Any]] = pads.dataset(files, format="parquet").to_table().to_pylist() if files else []
+    require_rows(len(rows), "preference", folder)
+    kinds = {row["fingerprint"] for row in rows}
+    if len(kinds) > 1:
+        raise FingerprintError(f"{folder}: holds preferences of {len(kinds)} different labellers; keep one kind.")
+    return rows
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,97 @@
+"""`ramo`: look at rules, prompts and runs, and send jobs to a cluster. Numpy and Ray are imported on use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ramo_ray.config import finish_with
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Label preferences by data-adaptive safety rules, train the reward model, align the policy.",
+)
+
+
+@app.command()
+def rules(pool: Annotated[str, typer.Argument(help="A pool in YAML; empty for the paper's.")] = "") -> None:
+    """List a rule pool: index, id and text."""
+    from ramo_ray.core.rules import load_pool
+
+    for rule in load_pool(pool).rules:
+        typer.echo(f"{rule.index:>3}  {rule.id}  {rule.text}")
+
+
+@app.command()
+def prompt(
+    question: Annotated[str, typer.Argument(help="What the human says.")],
+    response: Annotated[str, typer.Argument(help="What the assistant answers.")],
+    rule: Annotated[int, typer.Option(help="Index of the rule in the pool.")] = 0,
+    layout: Annotated[Literal["paper", "rule_last"], typer.Option(help="Where the rule stands.")] = "paper",
+    rule_prefix: Annotated[
+        Literal["keep", "strip"], typer.Option(help='"Accept the response that": keep or strip.')
+    ] = "keep",
+    pool: Annotated[str, typer.Option(help="A pool in YAML; empty for the paper's.")] = "",
+) -> None:
+    """Print what the judge is asked on one rule."""
+    from ramo_ray.core.prompts import RatingTemplate, check_prompt, check_response
+    from ramo_ray.core.rules import load_pool
+    from ramo_ray.errors import ConfigError
+
+    loaded = load_pool(pool)
+    if not 0 <= rule < len(loaded):
+        raise ConfigError(f"--rule {rule}: the pool has rules 0 to {len(loaded) - 1}.")
+    messages = [{"role": "user", "content": question}]
+    try:
+        check_prompt(messages)
+        check_response(response)
+    except ValueError as error:
+        raise ConfigError(f"{error}.") from None
+    typer.echo(RatingTemplate(layout, rule_prefix).render(messages, response, loaded.texts[rule]))  # type: ignore[arg-type]
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="A run's folder, of one job or of a pipeline.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifests as JSON.")] = False,
+) -> None:
+    """Say how far a run is, from its manifests."""
+    from jobs.overview import show_status
+
+    show_status(run, as_json=as_json)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A pipeline's folder.")]) -> None:
+    """Write report.html of a run, also while it goes on."""
+    from jobs.reporting import write_report
+
+    typer.echo(str(write_report(run)))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def submit(
+    job: Annotated[str, typer.Argument(help="A job, such as pipeline or rate.")],
+    words: Annotated[list[str], typer.Argument(help="CONFIG [key=value ...], as for python -m jobs.JOB.")],
+    address: Annotated[
+        str, typer.Option(help="The cluster's dashboard.", envvar="RAY_ADDRESS")
+    ] = "http://127.0.0.1:8265",
+    detach: Annotated[bool, typer.Option("--detach", help="Return at once and leave the job running.")] = False,
+) -> None:
+    """Send a job to a Ray cluster, show its output, end with its status. RAY_AUTH_TOKEN is the cluster's token."""
+    from jobs.submit import submit_job
+
+    raise typer.Exit(submit_job(job, words, address=address, detach=detach))
+
+
+def main() -> None:
+    """Entry point of the `ramo` command."""
+    finish_with(lambda _: app(), [])
+
+
+if __name__ == "__main__":
+    main()

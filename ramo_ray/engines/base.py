@@ -1,0 +1,84 @@
+"""What every engine is: token ids in, label log-probabilities or token ids out. Knows no rule, no text, no Ray."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from ramo_ray.errors import EngineError
+from ramo_ray.settings import SamplingSettings
+
+TokenIds = Sequence[int]
+
+
+class Completion(NamedTuple):
+    """What a model wrote: token ids without the one that ended it ("stop"), or as many as were allowed ("length")."""
+
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+
+
+class Engine(Protocol):
+    """The two doors of an engine. Both answer in the order asked, however the work was shared or reordered."""
+
+    @property
+    def context_length(self) -> int:
+        """Longest prompt in tokens that the engine answers; what it writes counts too."""
+
+    def label_logprobs(self, prompts: Sequence[TokenIds], labels: TokenIds) -> np.ndarray:
+        """Log-probability, over the whole vocabulary, that each label comes next: float32 [prompts, labels].
+
+        Equals scoring the prompts one by one, within 1e-4 in float32. Raises `EngineError` for a prompt that is empty
+        or too long, a label outside the vocabulary, or an answer that is not finite; it names the prompts by index.
+        """
+
+    def generate(self, prompts: Sequence[TokenIds], sampling: SamplingSettings) -> list[Completion]:
+        """Continue each prompt. The same prompt and sampling give the same tokens, whatever else is in the call.
+
+        Raises `EngineError` for a prompt that is empty or leaves no room for a token.
+        """
+
+    def close(self) -> None:
+        """Give back the model's memory and end every process of the engine."""
+
+
+def check_prompts(prompts: Sequence[TokenIds], context_length: int) -> None:
+    """Raise `EngineError` for prompts that are empty or longer than the context, naming indices and lengths."""
+    faults = [f"prompt {i} is empty" for i, prompt in enumerate(prompts) if len(prompt) == 0]
+    faults += [f"prompt {i} has {len(p):,} tokens" for i, p in enumerate(prompts) if len(p) > context_length]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise EngineError(
+            f"{'; '.join(faults[:5])}{more}; the engine answers 1 to {context_length:,} tokens. "
+            "Leave these out, or raise max_length if the model's context is longer."
+        )
+
+
+def check_labels(labels: TokenIds, vocabulary_size: int) -> None:
+    """Raise `EngineError` unless the labels are distinct token ids of the vocabulary."""
+    outside = [label for label in labels if not 0 <= label < vocabulary_size]
+    if outside or not labels or len(set(labels)) < len(labels):
+        raise EngineError(
+            f"labels {list(labels)} are not distinct token ids below {vocabulary_size:,}: "
+            "take them from the tokenizer of this engine's model."
+        )
+
+
+def checked(logprobs: np.ndarray) -> np.ndarray:
+    """Return finite log-probabilities [prompts, labels] as they are; raise `EngineError` for any other."""
+    bad = np.flatnonzero(~np.isfinite(logprobs).all(axis=1))
+    if bad.size:
+        raise EngineError(
+            f"no finite answer for {bad.size} of {len(logprobs)} prompts (index {', '.join(map(str, bad[:5]))}). "
+            "Use a wider dtype (bfloat16 or float32), or check the model's weights."
+        )
+    return logprobs
+
+
+def prompt_seed(prompt: TokenIds, sampling: SamplingSettings) -> int:
+    """Seed of one prompt's random draws, 63 bits: prompts draw apart from each other, and the same in any batch."""
+    text = sampling.model_dump_json() + ":" + ",".join(map(str, prompt))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

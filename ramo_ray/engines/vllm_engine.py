@@ -1,0 +1,144 @@
+"""vLLM, on GPUs or by its CPU build: prefix caching shares what prompts begin with. The only module that imports vllm.
+
+The engine runs inside the process that owns it, so with one GPU (or none) there is no second process that could
+outlive its owner. With tensor parallelism vLLM starts a worker per GPU, which ends when its owner's pipe closes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ramo_ray.engines.base import Completion, TokenIds, check_labels, check_prompts, checked, prompt_seed
+from ramo_ray.errors import EngineError
+from ramo_ray.settings import EngineSettings, SamplingSettings
+
+CPU_BLOCK_SIZE = 32
+MAX_LABELS = 128
+"""Most ids that vLLM's `logprob_token_ids` takes."""
+
+# Read when vllm is imported, or by its workers. What the user has set stands, except for the last.
+ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+
+class VLLMEngine:
+    """An `Engine` on vLLM's offline `LLM`. Starts in 15 s on a CPU, first request included.
+
+    `context_length` is one less than the model's: vLLM keeps room for the token whose probability is asked.
+    """
+
+    def __init__(self, settings: EngineSettings, model_path: Path) -> None:
+        os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ} | IN_PROCESS)
+        import torch
+
+        self.threads = settings.threads or os.cpu_count() or 1
+        torch.set_num_threads(self.threads)
+        self.llm = _start(settings, model_path)
+        model = self.llm.llm_engine.model_config
+        self.context_length: int = model.max_model_len - 1
+        self.vocabulary_size: int = model.get_vocab_size()
+        self.ends = _end_ids(model)
+        # The first request is slow; it should not look like a slow prompt.
+        self.label_logprobs([[0]], [0])
+
+    def label_logprobs(self, prompts: Sequence[TokenIds], labels: TokenIds) -> np.ndarray:
+        """See `Engine.label_logprobs`. Takes at most 128 labels."""
+        check_prompts(prompts, self.context_length)
+        check_labels(labels, self.vocabulary_size)
+        if len(labels) > MAX_LABELS:
+            raise EngineError(f"{len(labels)} labels were asked for, vLLM answers at most {MAX_LABELS}; ask in parts.")
+        from vllm import SamplingParams
+
+        one_token = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=list(labels), detokenize=False)
+        result = np.full((len(prompts), len(labels)), np.nan, dtype=np.float32)
+        # Sorted, prompts that begin alike run one after the other, while their beginning is still in the cache.
+        order = sorted(range(len(prompts)), key=lambda i: tuple(prompts[i]))
+        for index, output in zip(order, self._ask([prompts[i] for i in order], one_token), strict=True):
+            found = output.outputs[0].logprobs[0]
+            result[index] = [found[label].logprob for label in labels]
+        return checked(result)
+
+    def generate(self, prompts: Sequence[TokenIds], sampling: SamplingSettings) -> list[Completion]:
+        """See `Engine.generate`."""
+        from vllm import SamplingParams
+
+        check_prompts(prompts, self.context_length)
+        parameters = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                seed=prompt_seed(prompt, sampling),
+                stop_token_ids=sorted(self.ends),
+                detokenize=False,
+            )
+            for prompt in prompts
+        ]
+        return [self._completion(output.outputs[0]) for output in self._ask(prompts, parameters)]
+
+    def _ask(self, prompts: Sequence[TokenIds], parameters: Any) -> list[Any]:
+        import torch
+
+        # OpenMP counts threads for each calling thread anew, and Ray Data calls from another than the constructor's.
+        torch.set_num_threads(self.threads)
+        asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        answers: list[Any] = self.llm.generate(asked, parameters, use_tqdm=False)
+        return answers
+
+    def _completion(self, output: Any) -> Completion:
+        tokens = list(output.token_ids)
+        if output.finish_reason == "stop" and tokens and tokens[-1] in self.ends:
+            return Completion(tokens[:-1], "stop")
+        return Completion(tokens, "length")
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self.llm.llm_engine.engine_core.shutdown()
+
+
+def _start(settings: EngineSettings, path: Path) -> Any:
+    import torch
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    own = settings.vllm
+    on_cpu = current_platform.is_cpu()
+    # Compiling takes a minute on a CPU and makes small models no faster there.
+    places = {"kv_cache_memory_bytes": int(own.kv_cache_gib * 2**30), "enforce_eager": True} if on_cpu else {}
+    threads_setter = torch.set_num_threads
+    try:
+        return LLM(
+            str(path),
+            dtype=settings.dtype,
+            max_model_len=settings.max_length,
+            block_size=own.block_size or (CPU_BLOCK_SIZE if on_cpu else None),
+            enable_prefix_caching=True,
+            tensor_parallel_size=own.tensor_parallel_size,
+            # Left to itself, vLLM would start Ray actors of its own inside a Ray actor.
+            distributed_executor_backend="mp" if own.tensor_parallel_size > 1 else "uni",
+            gpu_memory_utilization=own.gpu_memory_utilization,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            **places,
+        )
+    except (ValueError, RuntimeError, OSError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise EngineError(f"vLLM could not start on {path}: {reason}") from error
+    finally:
+        # Its CPU worker replaces this function for the whole process.
+        torch.set_num_threads = threads_setter
+
+
+def _end_ids(model: Any) -> frozenset[int]:
+    ends = model.try_get_generation_config().get("eos_token_id", model.hf_text_config.eos_token_id)
+    return frozenset(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])

@@ -1,0 +1,1 @@
+"""What torch holds: names to weights, the Rule Adapter, the reward model, one chat-to-token-ids function. No Ray."""

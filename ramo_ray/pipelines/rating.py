@@ -1,0 +1,175 @@
+"""Rating as a Ray Data stage: groups in, the same groups with each conversation's ratings out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from ramo_ray.core.rating import ratings_from_logprobs
+from ramo_ray.core.records import Rating
+from ramo_ray.core.rules import make_pool
+from ramo_ray.engines import build_engine
+from ramo_ray.errors import EngineError
+from ramo_ray.models.resolve import resolve
+from ramo_ray.models.templates import load_tokenizer
+from ramo_ray.pipelines.actors import pool_options
+from ramo_ray.pipelines.prompts import JudgePrompts
+from ramo_ray.pipelines.tables import table
+from ramo_ray.settings import JudgeSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from ray.data import Dataset
+
+Group = dict[str, Any]
+RATING_FIELDS = ("score", "p_yes", "p_no", "p_irrelevant", "label_mass")
+
+
+Asked = Literal["all_rules", "picked_rules"]
+
+
+def rate(groups: Dataset, judge: JudgeSettings, rules: Sequence[str], asked: Asked, meter: Any) -> Dataset:
+    """Add a judge's ratings to each conversation of each group.
+
+    Args:
+        groups: dataset of `groups`.
+        judge: what rates.
+        rules: the pool's texts.
+        asked: all rules, or of each conversation those that its trios' `rule_ids` name.
+        meter: handle of a `Meter`, told of the progress.
+    """
+    return groups.map_batches(
+        RuleJudge,
+        fn_constructor_kwargs={
+            "settings": judge.model_dump(mode="json"),
+            "rules": list(rules),
+            "asked": asked,
+            "meter": meter,
+        },
+        batch_format="pyarrow",
+        batch_size=judge.batch_size,
+        **pool_options(judge.actors),
+    )
+
+
+class RuleJudge:
+    """Actor that owns a judge: its tokenizer, its engine and the pool's prompts."""
+
+    def __init__(self, settings: Mapping[str, Any], rules: Sequence[str], asked: Asked, meter: Any) -> None:
+        judge = JudgeSettings.model_validate(settings)
+        path = resolve(judge.model, judge.revision)
+        self.pool = make_pool("judge", list(rules), origin="rules")
+        self.prompts = JudgePrompts(load_tokenizer(path), judge, self.pool)
+        self.engine = build_engine(judge, path)
+        self.asked, self.meter = asked, meter
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        groups = batch.to_pylist()
+        started = time.perf_counter()
+        jobs = [(group, place, asked) for group in groups for place, asked in enumerate(self._asked(group)) if asked]
+        for group in groups:
+            for conversation in group["conversations"]:
+                _set_ratings(conversation, [], [])
+        prompts = [self._prompts(group, place, asked) for group, place, asked in jobs]
+        for (group, place, asked), own, answer in zip(jobs, prompts, self._answers(prompts), strict=True):
+            conversation = group["conversations"][place]
+            if isinstance(answer, str):
+                conversation["error"] = answer
+            else:
+                _set_ratings(conversation, [self.pool.ids[rule] for rule in asked], answer)
+            group["calls"] += len(own)
+            group["tokens"] += sum(map(len, own))
+        seconds = time.perf_counter() - started
+        for group in groups:
+            group["seconds"] += seconds / len(groups)
+        self.meter.add.remote(calls=sum(map(len, prompts)), seconds=seconds)
+        return table("groups", groups)
+
+    def _asked(self, group: Group) -> list[list[int]]:
+        """Rules that each conversation of the group is asked, by index."""
+        if self.asked == "all_rules":
+            everything = list(range(len(self.pool)))
+            return [[] if conversation["done"] else everything for conversation in group["conversations"]]
+        asked: list[set[int]] = [set() for _ in group["conversations"]]
+        for trio in group["trios"]:
+            for side in (trio["a"], trio["b"]):
+                asked[side].update(self.pool.index_of(rule) for rule in trio["rule_ids"] or ())
+        return [sorted(rules) for rules in asked]
+
+    def _prompts(self, group: Group, place: int, rules: list[int]) -> list[list[int]]:
+        return self.prompts.ids(group["prompt"], group["conversations"][place]["response"], rules)
+
+    def _answers(self, prompts: Sequence[list[list[int]]]) -> list[list[Rating] | str]:
+        """Ratings, or the reason why there are none, for each conversation's prompts.
+
+        All conversations go to the engine at once. If it fails, each goes alone, so that one of them cannot take
+        the others along.
+        """
+        fits = [not own or max(map(len, own)) <= self.engine.context_length for own in prompts]
+        together = [ids for own, fit in zip(prompts, fits, strict=True) if fit for ids in own]
+        try:
+            rows = self._ratings(together)
+        except EngineError:
+            return [self._alone(own) for own in prompts]
+        answers: list[list[Rating] | str] = []
+        for own, fit in zip(prompts, fits, strict=True):
+            answers.append(rows[: len(own)] if fit else self._too_long(own))
+            rows = rows[len(own) :] if fit else rows
+        return answers
+
+    def _alone(self, own: list[list[int]]) -> list[Rating] | str:
+        if max(map(len, own)) > self.engine.context_length:
+            return self._too_long(own)
+        try:
+            return self._ratings(own)
+        except EngineError as error:
+            return f"the judge gave no answer: {error}"
+
+    def _too_long(self, own: list[list[int]]) -> str:
+        longest = max(map(len, own))
+        return f"too long for the judge: {longest:,} tokens, its context holds {self.engine.context_length:,}"
+
+    def _ratings(self, ids: list[list[int]]) -> list[Rating]:
+        if not ids:
+            return []
+        logprobs: np.ndarray = self.engine.label_logprobs(ids, self.prompts.labels)
+        try:
+            return ratings_from_logprobs(logprobs)
+        except ValueError as error:
+            raise EngineError(str(error)) from None
+
+
+def _set_ratings(conversation: dict[str, Any], rule_ids: list[str], ratings: Sequence[Rating]) -> None:
+    conversation["rule_ids"] = rule_ids
+    for field in RATING_FIELDS:
+        conversation[field] = [getattr(rating, field) for rating in ratings]
+
+
+def rated_rows(group: Group, *, fingerprint: str) -> dict[str, list[dict[str, Any]]]:
+    """A group's rows of the tables `failures` (trios that an error has spoilt) and `ratings`."""
+    failures = []
+    for trio in group["trios"]:
+        sides = [group["conversations"][trio[side]] for side in ("a", "b")]
+        failures += [
+            {"origin": side["conversation_id"], "id": trio["trio_id"], "reason": side["error"]}
+            for side in sides
+            if side["error"]
+        ]
+    return {"failures": failures, "ratings": rating_rows(group, fingerprint)}
+
+
+def rating_rows(group: Group, fingerprint: str) -> list[dict[str, Any]]:
+    """A group's rows of the `ratings` table."""
+    return [
+        {
+            "conversation_id": conversation["conversation_id"],
+            "rule_ids": conversation["rule_ids"],
+            **{field: conversation[field] for field in RATING_FIELDS},
+            "error": conversation["error"],
+            "fingerprint": fingerprint,
+        }
+        for conversation in group["conversations"]
+        if conversation["rule_ids"] or conversation["error"]
+    ]

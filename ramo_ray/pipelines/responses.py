@@ -1,0 +1,141 @@
+"""Responses to prompts: one stage a model, each adding the answers of its generators to the groups."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ramo_ray.core.prompts import check_response
+from ramo_ray.core.records import Message, conversation_id, first_is_a, trio_id
+from ramo_ray.engines import build_engine
+from ramo_ray.models.resolve import resolve
+from ramo_ray.models.templates import encode_chat, load_tokenizer
+from ramo_ray.pipelines.actors import pool_options
+from ramo_ray.pipelines.tables import table
+from ramo_ray.settings import EngineSettings, GeneratorSettings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ray.data import Dataset
+
+Group = dict[str, Any]
+
+
+def generate(groups: Dataset, generators: Sequence[GeneratorSettings], meter: Any) -> Dataset:
+    """Add to each group one response of each generator. Generators of one model share its actors."""
+    for members in _by_model(generators):
+        groups = groups.map_batches(
+            ResponseWriter,
+            fn_constructor_kwargs={"generators": [g.model_dump(mode="json") for g in members], "meter": meter},
+            batch_format="pyarrow",
+            batch_size=members[0].batch_size,
+            **pool_options(members[0].actors),
+        )
+    return groups
+
+
+def _by_model(generators: Sequence[GeneratorSettings]) -> list[list[GeneratorSettings]]:
+    fields = tuple(EngineSettings.model_fields)
+    return [
+        list(members) for _, members in itertools.groupby(generators, key=lambda g: [getattr(g, f) for f in fields])
+    ]
+
+
+class ResponseWriter:
+    """Actor that owns one model and writes for all generators that use it."""
+
+    def __init__(self, generators: Sequence[Mapping[str, Any]], meter: Any) -> None:
+        self.generators = [GeneratorSettings.model_validate(g) for g in generators]
+        path = resolve(self.generators[0].model, self.generators[0].revision)
+        self.tokenizer = load_tokenizer(path)
+        self.engine = build_engine(self.generators[0], path)
+        self.meter = meter
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        groups, started = batch.to_pylist(), time.perf_counter()
+        for generator in self.generators:
+            self._write(groups, generator)
+        self.meter.add.remote(calls=len(groups) * len(self.generators), seconds=time.perf_counter() - started)
+        return table("groups", groups)
+
+    def _write(self, groups: Sequence[Group], generator: GeneratorSettings) -> None:
+        room = self.engine.context_length - generator.sampling.max_tokens
+        ids = [encode_chat(self.tokenizer, _messages(g, generator), add_generation_prompt=True) for g in groups]
+        fitting = [(group, own) for group, own in zip(groups, ids, strict=True) if len(own) <= room]
+        texts = self.engine.generate([own for _, own in fitting], generator.sampling) if fitting else []
+        for (group, own), completion in zip(fitting, texts, strict=True):
+            text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True).strip()
+            group["conversations"].append(_conversation(group, generator, text))
+            group["tokens"] += len(own) + len(completion.token_ids)
+        for group, own in zip(groups, ids, strict=True):
+            if len(own) > room:
+                reason = f"too long for {generator.name}: a prompt of {len(own):,} tokens, {room:,} fit"
+                group["bad"].append({"origin": generator.name, "id": group["prompt_id"], "reason": reason})
+
+
+def _messages(group: Group, generator: GeneratorSettings) -> list[Message]:
+    prompt: list[Message] = group["prompt"]
+    if generator.system is None or prompt[0]["role"] == "system":
+        return prompt
+    return [{"role": "system", "content": generator.system}, *prompt]
+
+
+def _conversation(group: Group, generator: GeneratorSettings, text: str) -> dict[str, Any]:
+    return {
+        "conversation_id": conversation_id(group["prompt_id"], text),
+        "response": text,
+        "source": generator.name,
+        "done": False,
+    }
+
+
+def response_rows(group: Group) -> dict[str, list[dict[str, Any]]]:
+    """A group's rows of the tables `conversations`, `failures` and `trios` (one for every two responses)."""
+    failures = list(group["bad"])
+    usable: dict[str, dict[str, Any]] = {}
+    for conversation in group["conversations"]:
+        reason = _fault(conversation["response"])
+        if conversation["conversation_id"] in usable:
+            reason = "repeats another generator's response"
+        if reason:
+            failures.append({"origin": conversation["source"], "id": group["prompt_id"], "reason": reason})
+        else:
+            usable[conversation["conversation_id"]] = conversation
+    return {
+        "conversations": [_shared(group) | _texts(c) for c in usable.values()],
+        "failures": failures,
+        "trios": [_trio(group, one, other) for one, other in itertools.combinations(usable.values(), 2)],
+    }
+
+
+def _fault(response: str) -> str | None:
+    try:
+        check_response(response)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _shared(group: Group) -> dict[str, Any]:
+    return {"prompt_id": group["prompt_id"], "prompt": group["prompt"]}
+
+
+def _texts(conversation: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: conversation[key] for key in ("conversation_id", "response", "source")}
+
+
+def _trio(group: Group, one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    trio = trio_id(group["prompt_id"], one["response"], other["response"])
+    swap = (one["response"] < other["response"]) != first_is_a(trio)
+    a, b = (other, one) if swap else (one, other)
+    return {
+        "trio_id": trio,
+        **_shared(group),
+        "response_a": a["response"],
+        "response_b": b["response"],
+        "source_a": a["source"],
+        "source_b": b["source"],
+        "label": None,
+    }

@@ -1,0 +1,55 @@
+"""Rewards of preference pairs: a reward model scores the chosen and the rejected response of each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ramo_ray.models.reward import RewardModel
+from ramo_ray.models.templates import load_tokenizer, reward_token_ids
+from ramo_ray.pipelines.actors import pool_options
+from ramo_ray.settings import RewardSettings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ray.data import Dataset
+
+
+def score_pairs(preferences: Dataset, reward: RewardSettings, model: str) -> Dataset:
+    """Add `reward_chosen` and `reward_rejected` to rows of `preferences`; null where a conversation is too long."""
+    return preferences.map_batches(
+        PairScorer,
+        fn_constructor_kwargs={"settings": reward.model_dump(mode="json"), "model": model},
+        batch_format="pyarrow",
+        batch_size=reward.batch_size,
+        **pool_options(reward.actors),
+    )
+
+
+class PairScorer:
+    """Actor that owns a reward model."""
+
+    def __init__(self, settings: Mapping[str, Any], model: str) -> None:
+        reward = RewardSettings.model_validate(settings)
+        path = Path(model)
+        self.tokenizer = load_tokenizer(path)
+        self.model = RewardModel(path, dtype=reward.dtype, threads=reward.threads or os.cpu_count())
+        self.max_length = reward.max_length
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        import pyarrow as pa
+
+        for side in ("chosen", "rejected"):
+            ids = [
+                reward_token_ids(self.tokenizer, prompt, response[0]["content"])
+                for prompt, response in zip(batch["prompt"].to_pylist(), batch[side].to_pylist(), strict=True)
+            ]
+            places = [place for place, own in enumerate(ids) if len(own) <= self.max_length]
+            scores: list[float | None] = [None] * len(ids)
+            if places:
+                for place, score in zip(places, self.model.score([ids[p] for p in places]), strict=True):
+                    scores[place] = float(score)
+            batch = batch.append_column(f"reward_{side}", pa.array(scores, pa.float32()))
+        return batch

@@ -1,0 +1,126 @@
+"""Arrow schemas of the tables on disk (see `ramo_ray.core.records`) and of the prompt groups in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def schema(name: str) -> pa.Schema:
+    """The schema of a table by name.
+
+    On disk: `conversations`, `trios`, `ratings`, `critical`, `preferences`, `quarantine`; and `failures`,
+    which the quarantine is made of when the run ends. In flight: `rows` (one
+    of a source, good or bad) and `groups` (one prompt, all its responses, the trios between them).
+    """
+    import pyarrow as pa
+
+    string, floats, strings = pa.string(), pa.list_(pa.float32()), pa.list_(pa.string())
+    messages = pa.list_(pa.struct([("role", string), ("content", string)]))
+    ratings = [
+        ("rule_ids", strings),
+        ("score", floats),
+        ("p_yes", floats),
+        ("p_no", floats),
+        ("p_irrelevant", floats),
+        ("label_mass", floats),
+        ("error", string),
+    ]
+    trio = [("trio_id", string), ("a", pa.int32()), ("b", pa.int32()), ("label", pa.int8())]
+    picked = [("rule_ids", strings), ("discrepancy", floats), ("relevance", floats), ("probability", floats)]
+    rated_conversation = [
+        ("conversation_id", string),
+        ("response", string),
+        ("source", string),
+        ("done", pa.bool_()),
+        *ratings,
+    ]
+    fields: dict[str, list[tuple[str, Any]]] = {
+        "conversations": [
+            ("conversation_id", string),
+            ("prompt_id", string),
+            ("prompt", messages),
+            ("response", string),
+            ("source", string),
+        ],
+        "trios": [
+            ("trio_id", string),
+            ("prompt_id", string),
+            ("prompt", messages),
+            ("response_a", string),
+            ("response_b", string),
+            ("source_a", string),
+            ("source_b", string),
+            ("label", pa.int8()),
+        ],
+        "ratings": [("conversation_id", string), *ratings, ("fingerprint", string)],
+        "critical": [
+            ("trio_id", string),
+            ("split", string),
+            ("prompt", messages),
+            ("response_a", string),
+            ("response_b", string),
+            ("label", pa.int8()),
+            ("critical", pa.list_(pa.int32())),
+            ("scores_a", floats),
+            ("scores_b", floats),
+            ("relevance", floats),
+        ],
+        "preferences": [
+            ("trio_id", string),
+            ("prompt", messages),
+            ("chosen", messages),
+            ("rejected", messages),
+            ("chosen_is", string),
+            ("rule_ids", strings),
+            ("scores_chosen", floats),
+            ("scores_rejected", floats),
+            ("margin", pa.float32()),
+            ("tie", pa.bool_()),
+            ("label", pa.int8()),
+            ("split", string),
+            ("labeler", string),
+            ("fingerprint", string),
+        ],
+        "failures": [("origin", string), ("id", string), ("reason", string)],
+        "quarantine": [("origin", string), ("id", string), ("reason", string)],
+        "rows": [
+            ("origin", string),
+            ("reason", string),
+            ("trio_id", string),
+            ("prompt_id", string),
+            ("prompt", messages),
+            ("response_a", string),
+            ("response_b", string),
+            ("source_a", string),
+            ("source_b", string),
+            ("label", pa.int8()),
+        ],
+        "groups": [
+            ("prompt_id", string),
+            ("prompt", messages),
+            ("split", string),
+            ("conversations", pa.list_(pa.struct(rated_conversation))),
+            ("trios", pa.list_(pa.struct([*trio, *picked]))),
+            ("bad", pa.list_(pa.struct([("origin", string), ("id", string), ("reason", string)]))),
+            ("calls", pa.int64()),
+            ("tokens", pa.int64()),
+            ("seconds", pa.float64()),
+            ("adapter_seconds", pa.float64()),
+        ],
+    }
+    return pa.schema(fields[name])
+
+
+def table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows as an Arrow table of the named schema; a key that a row lacks is null, a key too many is an error."""
+    import pyarrow as pa
+
+    wanted = schema(name)
+    listed = list(rows)
+    strangers = {key for row in listed for key in row} - set(wanted.names)
+    assert not strangers, f"{name} has no column {sorted(strangers)}"
+    return pa.Table.from_pylist(listed, schema=wanted)
