@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from jobs.display import heading, progress, summary
-from jobs.inputs import earlier, require_rows
+from jobs.inputs import check_models, earlier, require_rows
 from jobs.stage import Stage, StageConfig, open_stage, ray_session, write_json
 from jobs.train_reward import read_preferences
 from ramo_ray.config import run
@@ -31,6 +31,12 @@ class EvaluateRewardConfig(StageConfig):
     reward: RewardSettings = RewardSettings()
 
 
+def check(config: EvaluateRewardConfig) -> None:
+    """Refuse, before anything starts, a model that is given and cannot be used."""
+    if config.model:
+        check_models(config.model)
+
+
 def main(config: EvaluateRewardConfig) -> list[str]:
     """Measure pair accuracy, and the agreement of labels and rewards with human labels where the source has them."""
     with open_stage(config) as stage:
@@ -49,6 +55,7 @@ def _evaluate(config: EvaluateRewardConfig, stage: Stage) -> None:
     import pyarrow.parquet as pq
 
     heading("Evaluation")
+    check(config)
     folder = earlier(config, "preferences", config.preferences, config.run, "label/data/preferences")
     model = earlier(config, "model", config.model, config.run, "train_reward/model")
     rows = read_preferences(folder)

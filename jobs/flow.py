@@ -49,9 +49,8 @@ def run_groups(work: Work, store: PartStore, through: Callable[[Dataset, Any], D
     def poll() -> tuple[float, str]:
         sums = ray.get(meter.totals.remote())
         calls, seconds = sums.get("calls", 0), sums.get("seconds", 0)
-        return len(done) + sums.get(
-            "done", 0
-        ), f"{calls:.0f} calls, {calls / seconds:.1f}/s an actor" if seconds else ""
+        written = sums.get("groups" if work.member == "prompts" else "rows", 0)
+        return len(done) + written, f"{calls:.0f} calls, {calls / seconds:.1f}/s an actor" if seconds else ""
 
     with progress(work.title, work.total, poll):
         write_groups(through(pending, meter), store, convert, meter)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import comb
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PositiveInt, model_validator
@@ -37,6 +36,16 @@ class GenerateResponsesConfig(StageConfig):
         return self
 
 
+def check(config: GenerateResponsesConfig) -> dict[str, str]:
+    """Refuse, before anything starts, generators that cannot be run; give the identities of their models."""
+    from ramo_ray.engines import check_engine
+    from ramo_ray.models.resolve import identity, resolve
+
+    for generator in config.generators:
+        check_engine(generator)
+    return {g.name: identity(resolve(g.model, g.revision)) for g in config.generators}
+
+
 def main(config: GenerateResponsesConfig) -> list[str]:
     """Write responses of several generators to each prompt, and the trios between them."""
     with open_stage(config) as stage:
@@ -52,8 +61,6 @@ def main(config: GenerateResponsesConfig) -> list[str]:
 
 def _generate(config: GenerateResponsesConfig, stage: Stage) -> None:
     from jobs.flow import Work, run_groups
-    from ramo_ray.engines import check_engine
-    from ramo_ray.models.resolve import identity, resolve
     from ramo_ray.pipelines import responses, sources
     from ramo_ray.pipelines.store import PartStore
 
@@ -61,9 +68,7 @@ def _generate(config: GenerateResponsesConfig, stage: Stage) -> None:
     path = sample_prompts() if config.prompts == SAMPLES else source_path(config, "prompts", config.prompts)
     source = sources.open_prompts(path, config.source, config.limit)
     survey = sources.survey(source, None)
-    for generator in config.generators:
-        check_engine(generator)
-    models = {g.name: identity(resolve(g.model, g.revision)) for g in config.generators}
+    models = check(config)
     store = PartStore(str(stage.data), TABLES).open()
     done = _prompts_with_trios(store)
     work = Work(
@@ -74,7 +79,7 @@ def _generate(config: GenerateResponsesConfig, stage: Stage) -> None:
         block=config.generators[0].batch_size,
         member="prompts",
         done=done,
-        total=survey.prompts * comb(len(config.generators), 2),
+        total=survey.prompts,
     )
     with ray_session(config.ray):
         run_groups(

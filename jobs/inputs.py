@@ -40,12 +40,12 @@ def sample_prompts() -> str:
 
 
 def open_source(config: StageConfig, trios: str, run: str, settings: SourceSettings, limit: int | None) -> Source:
-    """The source of trios: `trios`, or what generate_responses wrote in `run`."""
+    """The source of trios: `trios`, at most `limit` rows of it, or all that generate_responses wrote in `run`."""
     from ramo_ray.pipelines.sources import open_trios
 
     if trios:
         return open_trios(source_path(config, "trios", trios), settings, limit)
-    return open_trios(str(earlier(config, "trios", "", run, "generate_responses/data/trios")), settings, limit)
+    return open_trios(str(earlier(config, "trios", "", run, "generate_responses/data/trios")), settings, None)
 
 
 def source_path(config: StageConfig, key: str, path: str) -> str:
@@ -98,7 +98,17 @@ def check_judge(judge: JudgeSettings, pool: RulePool) -> CheckedJudge:
     path = resolve(judge.model, judge.revision)
     tokenizer = load_tokenizer(path)
     prompts = JudgePrompts(tokenizer, judge, pool)
-    return CheckedJudge(judge_fingerprint(judge, identity(path), tokenizer.chat_template), prompts.exact_seam)
+    return CheckedJudge(
+        judge_fingerprint(judge, identity(path), tokenizer.chat_template), all(prompts.exact_seam.values())
+    )
+
+
+def check_models(*names: str) -> None:
+    """Resolve models by name. Raises `ModelError` for one that is not there."""
+    from ramo_ray.models.resolve import resolve
+
+    for name in names:
+        resolve(name)
 
 
 def require_rows(count: int, what: str, where: Path) -> None:

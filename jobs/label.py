@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, PositiveInt
 
 from jobs.display import heading, summary
-from jobs.inputs import check_judge, earlier, open_source, rule_pool
+from jobs.inputs import CheckedJudge, check_judge, earlier, open_source, rule_pool
 from jobs.rate import judge_totals
 from jobs.stage import Stage, StageConfig, locate, open_stage, ray_session, read_json
 from ramo_ray.config import run
@@ -26,7 +26,7 @@ class LabelConfig(StageConfig):
     run: str = ""
     """Output of the pipeline whose earlier stages are read."""
     limit: PositiveInt | None = None
-    """Rows of the source that are read."""
+    """Rows of `trios` that are read. What was generated is read whole."""
     source: SourceSettings = SourceSettings()
     splits: SplitSettings = SplitSettings()
     labelled: Annotated[tuple[Split, ...], Field(min_length=1)] = ("reward_train", "reward_test")
@@ -38,6 +38,11 @@ class LabelConfig(StageConfig):
     adapter: AdapterSettings = AdapterSettings()
     judge: JudgeSettings = JudgeSettings()
     selection: SelectionSettings = SelectionSettings()
+
+
+def check(config: LabelConfig) -> CheckedJudge:
+    """Refuse, before anything starts, a pool, a rule budget or a judge that cannot be used."""
+    return check_judge(config.judge, rule_pool(config, config.rules, config.selection.r))
 
 
 def main(config: LabelConfig) -> list[str]:
@@ -74,7 +79,7 @@ def _label(config: LabelConfig, stage: Stage) -> None:
     check_adapter(adapter, pool.ids)
     source = open_source(config, config.trios, config.run, config.source, config.limit)
     survey = sources.survey(source, config.splits)
-    judge = check_judge(config.judge, pool)
+    judge = check(config)
     adapter_identity = identity(adapter)
     label_fingerprint = fingerprint(
         judge=judge.fingerprint,

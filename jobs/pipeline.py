@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from jobs.display import console, heading
 from jobs.overview import show_status
-from jobs.stage import StageConfig, locate, ray_session, read_json
+from jobs.stage import Stage, StageConfig, locate, ray_session
 from ramo_ray.config import finish_with, keys_for, load_values, merge, parse_overrides, read_yaml, validate
 from ramo_ray.errors import ConfigError, TooManyBadRowsError
 from ramo_ray.settings import CommonSettings
@@ -32,7 +32,8 @@ class Planned(NamedTuple):
 
     name: str
     config: StageConfig
-    main: Callable[[Any], None]
+    check: Callable[[Any], object]
+    main: Callable[[Any], object]
 
 
 def plan(folder: Path, words: Sequence[str]) -> list[Planned]:
@@ -65,25 +66,32 @@ def _stage(name: str, folder: Path, overrides: Mapping[str, Any], own: Mapping[s
     run = str(overrides["output"])
     shared = {**overrides, "output": f"{run}/{name}", "run": run}
     values = merge(load_values(config_class, folder), keys_for(config_class, shared, "overrides"))
-    return Planned(name, validate(config_class, merge(values, own), f"{folder / name}.yaml"), module.main)
+    return Planned(name, validate(config_class, merge(values, own), f"{folder / name}.yaml"), module.check, module.main)
 
 
 def run_pipeline(stages: Sequence[Planned]) -> None:
     """Run the stages under one Ray and write the report; start nothing if all of them are finished."""
     first = stages[0].config
     output = locate(first, "output", first.output).parent
-    open_ones = [stage for stage in stages if read_json(_manifest(stage)).get("status") != "finished"]
-    if not open_ones:
-        console.print(f"finished already: {output}. Give another output=… for another run.")
+    runs = [Stage(stage.config) for stage in stages]
+    if all(run.finished for run in runs):
+        for run in runs:
+            run.begin()
+        console.print(f"finished already: {output}. Give another output=… for another run.", markup=False)
         _show(output)
+        for run in runs:
+            run.check_bad_fraction()
         return
+    for stage, run in zip(stages, runs, strict=True):
+        if not run.finished:
+            stage.check(stage.config)
     too_many: TooManyBadRowsError | None = None
     with ray_session(first.ray):
         for stage in stages:
             try:
                 stage.main(stage.config)
             except TooManyBadRowsError as error:
-                console.print(f"[yellow]{stage.name}: {error}")
+                console.print(f"{stage.name}: {error}", style="yellow", markup=False)
                 too_many = error
     from jobs.reporting import write_report
 
@@ -92,10 +100,6 @@ def run_pipeline(stages: Sequence[Planned]) -> None:
     _show(output)
     if too_many:
         raise too_many
-
-
-def _manifest(stage: Planned) -> Path:
-    return locate(stage.config, "output", stage.config.output) / "manifest.json"
 
 
 def _show(output: Path) -> None:

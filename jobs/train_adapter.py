@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field, PositiveInt
 
 from jobs.display import heading, summary
-from jobs.inputs import earlier, open_source, require_rows, rule_pool
+from jobs.inputs import check_models, earlier, open_source, require_rows, rule_pool
 from jobs.learning import learn
 from jobs.stage import Stage, StageConfig, open_stage, ray_session, write_json
 from ramo_ray.config import run
@@ -38,7 +38,7 @@ class TrainAdapterConfig(StageConfig):
     run: str = ""
     """Output of the pipeline whose earlier stages are read."""
     limit: PositiveInt | None = None
-    """Rows of the source that are read."""
+    """Rows of `trios` that are read. What was generated is read whole."""
     source: SourceSettings = SourceSettings()
     splits: SplitSettings = SplitSettings()
     rules: str = ""
@@ -47,6 +47,12 @@ class TrainAdapterConfig(StageConfig):
     selection: SelectionSettings = SelectionSettings()
     training: TrainingSettings = Field(default_factory=TrainingSettings)
     adapter: AdapterSettings = AdapterSettings()
+
+
+def check(config: TrainAdapterConfig) -> RulePool:
+    """Refuse, before anything starts, a pool, a rule budget or a model that cannot be used; give the pool."""
+    check_models(config.embedder.model, config.training.model)
+    return rule_pool(config, config.rules, config.selection.r)
 
 
 def main(config: TrainAdapterConfig) -> list[str]:
@@ -71,7 +77,7 @@ def _train(config: TrainAdapterConfig, stage: Stage) -> None:
     from ramo_ray.pipelines.store import PartStore
 
     heading("Rule Adapter")
-    pool = rule_pool(config, config.rules, config.selection.r)
+    pool = check(config)
     with ray_session(config.ray):
         store = PartStore(str(stage.data), TABLES).open()
         counts = _select(config, stage, store, pool)

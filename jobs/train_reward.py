@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from jobs.display import heading, summary
-from jobs.inputs import earlier, require_rows
+from jobs.inputs import check_models, earlier, require_rows
 from jobs.learning import learn
 from jobs.stage import Stage, StageConfig, open_stage, ray_session
 from ramo_ray.config import run
@@ -26,6 +26,11 @@ class TrainRewardConfig(StageConfig):
     ties: Literal["drop", "keep"] = "drop"
     """Whether pairs whose margin is within selection.tie_tolerance are trained on."""
     training: TrainingSettings = Field(default_factory=TrainingSettings)
+
+
+def check(config: TrainRewardConfig) -> None:
+    """Refuse, before anything starts, a model that cannot be used."""
+    check_models(config.training.model)
 
 
 def main(config: TrainRewardConfig) -> list[str]:
@@ -45,6 +50,7 @@ def _train(config: TrainRewardConfig, stage: Stage) -> None:
     from ramo_ray.pipelines.examples import write_reward_examples
 
     heading("Reward model")
+    check(config)
     folder = earlier(config, "preferences", config.preferences, config.run, "label/data/preferences")
     rows = read_preferences(folder)
     train = [row for row in rows if row["split"] == "reward_train"]

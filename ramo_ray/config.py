@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +22,16 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ramo_ray import errors
 from ramo_ray.errors import ConfigError, RamoError
 
 
 class Config(BaseModel):
     """Base of every configuration: frozen, rejects unknown keys; a field's docstring is its help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class JobConfig(Config):
@@ -43,15 +47,32 @@ C = TypeVar("C", bound=JobConfig)
 M = TypeVar("M", bound=Config)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's idea of a truth value and none of a date: `Yes` and `No` are judges' words, `2026-01-31` a folder."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if not tag.endswith((":bool", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?:[Tt]rue|TRUE|[Ff]alse|FALSE)$"), list("tTfF"))
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping. An empty file is an empty mapping."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = _parse(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file or folder. Give a YAML file, or a folder with common.yaml in it."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if value is None:
         return {}
@@ -68,8 +89,8 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         if not equals or not all(key.split(".")):
             raise ConfigError(f"`{word}`: an override has the form key=value or key.sub=value.")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = _parse(text)
+        except (yaml.YAMLError, ValueError):
             value = text
         result = merge(result, _nest(key.split("."), value))
     return result
@@ -109,7 +130,9 @@ def _fault(config_class: type[Config], fault: Mapping[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"`{key}` is missing: {_help_at(config_class, path)}"
     where = f"`{key}` = {_short(fault['input'])}" if key else "the values together"
-    return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
+    # YAML reads 12 and true as something else than text.
+    hint = " (quote it, as '\"…\"', for text)" if fault["type"] == "string_type" else ""
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')}{hint}"
 
 
 def _short(value: Any) -> str:
@@ -118,7 +141,7 @@ def _short(value: Any) -> str:
 
 
 def _class_at(config_class: type[Config], path: Sequence[str]) -> type[Config] | None:
-    for part in path:
+    for part in (part for part in path if not part.isdigit()):
         field = config_class.model_fields.get(part)
         nested = field and next(iter(_config_classes(field.annotation)), None)
         if nested is None:
@@ -134,7 +157,7 @@ def _config_classes(annotation: Any) -> list[type[Config]]:
 
 
 def _keys_at(config_class: type[Config], path: Sequence[str]) -> list[str]:
-    holder = _class_at(config_class, [part for part in path if not part.isdigit()])
+    holder = _class_at(config_class, path)
     return sorted(holder.model_fields) if holder else []
 
 
@@ -197,7 +220,10 @@ def fail(error: BaseException) -> typing.NoReturn:
 
 
 def find_ramo_error(error: BaseException | None) -> RamoError | None:
-    """Find our own error inside whatever Ray wrapped around it, or None."""
+    """Find our own error inside whatever Ray wrapped around it, or None.
+
+    Only Ray's errors are looked into: one of another type that was raised while ours was handled is a defect.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -205,11 +231,27 @@ def find_ramo_error(error: BaseException | None) -> RamoError | None:
             # Ray makes a class of both its error's and ours, whose text is a remote traceback.
             cause = getattr(error, "cause", None)
             return cause if isinstance(cause, RamoError) else error
+        if not type(error).__module__.startswith("ray."):
+            return None
         inner = getattr(error, "cause", None) or getattr(error, "worker_failures", None)
         if isinstance(inner, Mapping):
             inner = next(iter(inner.values()), None)
-        error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__
+        if isinstance(inner, BaseException):
+            error = inner
+        elif quoted := _quoted_error(str(error)):
+            return quoted
+        else:
+            error = error.__cause__ or error.__context__
     return None
+
+
+def _quoted_error(traceback: str) -> RamoError | None:
+    """Our error, where a traceback's text ends with one: all that Ray keeps of an actor that could not start."""
+    name, _, message = traceback.rpartition(f"\n{errors.__name__}.")[2].partition(": ")
+    kind = getattr(errors, name, None)
+    if not (inspect.isclass(kind) and issubclass(kind, RamoError)) or "\nTraceback (" in message:
+        return None
+    return kind(message.rstrip())
 
 
 def run(main: Callable[[C], Sequence[str]], argv: Sequence[str] | None = None) -> None:

@@ -15,8 +15,8 @@ EXACT_UP_TO = 1_000_000
 def boundaries(units: NDArray[np.float64], shares: Sequence[float]) -> NDArray[np.float64]:
     """Cut [0, 1) so that each set gets its share of the prompts, and none is empty.
 
-    Up to `EXACT_UP_TO` prompts the cuts lie between ranked hashes, so that small sources split exactly. Above it
-    the law of large numbers does that by itself (a share of 1% is then within 3% of its size).
+    Up to `EXACT_UP_TO` prompts the cuts are hashes, each its set's lowest, so that small sources split exactly. Above
+    it the law of large numbers does that by itself (a share of 1% is then within 3% of its size).
 
     Args:
         units: [n] distinct prompts' hashes in [0, 1), in any order.
@@ -33,8 +33,7 @@ def boundaries(units: NDArray[np.float64], shares: Sequence[float]) -> NDArray[n
         return np.asarray(fractions[:-1])
     ranked = np.unique(units)
     counts = _counts(len(ranked), shares)
-    ends = np.cumsum(counts)[:-1]
-    return np.asarray((ranked[ends - 1] + ranked[ends]) / 2)
+    return np.asarray(ranked[np.cumsum(counts)[:-1]])
 
 
 def _counts(n: int, shares: Sequence[float]) -> NDArray[np.int64]:

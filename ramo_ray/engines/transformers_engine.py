@@ -188,7 +188,6 @@ def _load(path: Path, dtype: Any) -> Any:
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
-            attn_implementation="sdpa",
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -222,5 +221,5 @@ def _end_ids(model: Any) -> frozenset[int]:
 def _attends_to_all(config: Any) -> bool:
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    biased = getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt")
-    return layers == {"full_attention"} and not any(windows) and not biased
+    takes_a_mask = config._attn_implementation == "sdpa" and not getattr(config, "alibi", False)
+    return layers == {"full_attention"} and not any(windows) and takes_a_mask

@@ -13,7 +13,6 @@ from ramo_ray.core.prompts import check_prompt, check_response
 from ramo_ray.core.records import Message, first_is_a, prompt_id, trio_id
 
 Format = Literal["preference", "hh_rlhf", "trio"]
-HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant: "
 _MARKS = {"\n\nHuman:": "user", "\n\nAssistant:": "assistant"}
 EXPECTED = "the columns chosen and rejected (and prompt), or prompt, response_a and response_b"
 
@@ -34,14 +33,14 @@ class Pair(NamedTuple):
 
 
 def detect(row: Mapping[str, Any]) -> Format | None:
-    """Tell the format from a row's columns, or None."""
+    """Tell the format from a row's columns, or None where the row has no such columns, or too little in them."""
     if {"prompt", "response_a", "response_b"} <= row.keys():
         return "trio"
     if {"chosen", "rejected"} <= row.keys():
-        chosen = row["chosen"]
-        return (
-            "hh_rlhf" if isinstance(chosen, str) and "prompt" not in row and HUMAN.strip() in chosen else "preference"
-        )
+        if row.get("prompt") is not None or isinstance(row["chosen"], list):
+            return "preference"
+        if isinstance(row["chosen"], str) and any(mark in row["chosen"] for mark in _MARKS):
+            return "hh_rlhf"
     return None
 
 
@@ -140,7 +139,7 @@ def _split_dialogues(chosen: list[Message], rejected: list[Message]) -> Pair:
     """The shared turns are the prompt, the last turns the two responses."""
     if chosen[:-1] != rejected[:-1]:
         raise ValueError("the two dialogues differ before their last turn")
-    if len(chosen) < 2 or {chosen[-1]["role"], rejected[-1]["role"]} != {"assistant"}:
+    if len(chosen) < 2 or (chosen[-1]["role"], rejected[-1]["role"]) != ("assistant",) * 2:
         raise ValueError("the dialogues do not end with an assistant's turn that answers a user's")
     return Pair(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"], 0, ordered=False)
 

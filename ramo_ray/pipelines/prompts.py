@@ -13,6 +13,7 @@ from ramo_ray.models.templates import chat_frame, encode_text, label_token_ids
 from ramo_ray.settings import JudgeSettings
 
 _PROBE: Prompt = [{"role": "user", "content": "How do I boil an egg?"}]
+_PROBE_WITH_SYSTEM: Prompt = [{"role": "system", "content": "Answer in one sentence."}, *_PROBE]
 _PROBE_ANSWER = "Put it into boiling water for eight minutes."
 
 
@@ -21,8 +22,9 @@ class JudgePrompts:
 
     Attributes:
         labels: first token of the words for yes, no and irrelevant.
-        exact_seam: whether the halves' ids, joined, are the ids of the whole text. Where a tokenizer merges across
-            the seam (SentencePiece models do), whole prompts are tokenised instead: slower, never different.
+        exact_seam: whether the halves' ids, joined, are the ids of the whole text; without a system message (False)
+            and with one (True), which moves the seam. Where a tokenizer merges across the seam (SentencePiece models
+            do), whole prompts are tokenised instead: slower, never different.
     """
 
     def __init__(self, tokenizer: Any, settings: JudgeSettings, pool: RulePool) -> None:
@@ -31,13 +33,16 @@ class JudgePrompts:
         self.head, self.foot = _frame(tokenizer, chat=settings.chat_template)
         self.labels = label_token_ids(tokenizer, settings.labels, leading_space=not settings.chat_template)
         self._rule_ids = lru_cache(maxsize=None)(self._encode_rule)
-        self.exact_seam = self._halves(_PROBE, _PROBE_ANSWER, [0]) == [self._whole(_PROBE, _PROBE_ANSWER, 0)]
+        self.exact_seam = {has_system(probe): self._is_exact(probe) for probe in (_PROBE, _PROBE_WITH_SYSTEM)}
 
     def ids(self, prompt: Prompt, response: str, rules: Sequence[int]) -> list[list[int]]:
         """Token ids of the prompts that ask about these rules (indices into the pool), in their order."""
-        if self.exact_seam:
+        if self.exact_seam[has_system(prompt)]:
             return self._halves(prompt, response, rules)
         return [self._whole(prompt, response, rule) for rule in rules]
+
+    def _is_exact(self, probe: Prompt) -> bool:
+        return self._halves(probe, _PROBE_ANSWER, [0]) == [self._whole(probe, _PROBE_ANSWER, 0)]
 
     def _halves(self, prompt: Prompt, response: str, rules: Sequence[int]) -> list[list[int]]:
         conversation = encode_text(self.tokenizer, self.template.conversation_part(prompt, response))

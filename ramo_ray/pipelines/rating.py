@@ -77,8 +77,8 @@ class RuleJudge:
             conversation = group["conversations"][place]
             if isinstance(answer, str):
                 conversation["error"] = answer
-            else:
-                _set_ratings(conversation, [self.pool.ids[rule] for rule in asked], answer)
+                continue
+            _set_ratings(conversation, [self.pool.ids[rule] for rule in asked], answer)
             group["calls"] += len(own)
             group["tokens"] += sum(map(len, own))
         seconds = time.perf_counter() - started

@@ -10,6 +10,7 @@ import gzip
 import itertools
 import json
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,12 @@ class RawRow(NamedTuple):
     origin: str
     value: Any
     reason: str | None
+
+
+def place_of(origin: str) -> tuple[str, int]:
+    """File and number of a row's origin: they sort as the rows stand in the source."""
+    file, number = re.fullmatch(r"(.*)[:\[](\d+)\]?", origin, re.DOTALL).groups()  # type: ignore[union-attr]
+    return file, int(number)
 
 
 def find_files(path: str, key: str) -> list[str]:
@@ -73,18 +80,20 @@ def _read(file: str, split: str) -> Iterator[RawRow]:
 
 def _lines(file: str, *, is_json: bool) -> Iterator[RawRow]:
     opener = gzip.open if file.endswith(".gz") else open
-    with opener(file, "rb") as stream:
-        try:
+    try:
+        with opener(file, "rb") as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     yield _line(f"{file}:{number}", line, is_json)
-        except (gzip.BadGzipFile, EOFError) as error:
-            raise SourceError(f"{file}: not readable as gzip: {error}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise SourceError(f"{file}: not readable as gzip: {error}") from None
+    except OSError as error:
+        raise SourceError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def _line(origin: str, line: bytes, is_json: bool) -> RawRow:
     try:
-        text = line.decode("utf-8").strip()
+        text = line.decode("utf-8-sig").strip()
         return RawRow(origin, json.loads(text) if is_json else {"prompt": text}, None)
     except UnicodeDecodeError:
         return RawRow(origin, None, "the line is not UTF-8")
@@ -92,12 +101,16 @@ def _line(origin: str, line: bytes, is_json: bool) -> RawRow:
         return RawRow(origin, None, f"the line is not JSON ({error.msg} at column {error.colno})")
     except RecursionError:
         return RawRow(origin, None, "the line is not JSON (nested too deeply)")
+    except ValueError:
+        return RawRow(origin, None, "the line holds a number of too many digits")
 
 
 def _json(file: str) -> Iterator[RawRow]:
     try:
-        value = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise SourceError(f"{file}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{file}: not readable as JSON: {error}") from None
     if not isinstance(value, list):
         raise SourceError(f"{file}: must hold a JSON list of rows, but holds a {type(value).__name__}.")
@@ -109,15 +122,14 @@ def _parquet(file: str) -> Iterator[RawRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        opened = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SourceError(f"{file}: not readable as Parquet: {error}") from None
     numbers = itertools.count()
-    with opened:
-        for batch in opened.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                yield RawRow(f"{file}[{next(numbers)}]", row, None)
+    try:
+        with pq.ParquetFile(file) as opened:
+            for batch in opened.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    yield RawRow(f"{file}[{next(numbers)}]", row, None)
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{file}: not readable as Parquet: {error}") from None
 
 
 def _hub(name: str, split: str) -> Iterator[RawRow]:
@@ -128,7 +140,7 @@ def _hub(name: str, split: str) -> Iterator[RawRow]:
         for number, row in enumerate(rows):
             yield RawRow(f"{name}/{split}[{number}]", row, None)
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-        first_line = str(error).splitlines()[0]
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise SourceError(
             f"{name}: neither a file here nor a data set that the hub gives (split {split}): {first_line}"
         ) from None

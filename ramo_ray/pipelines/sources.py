@@ -17,7 +17,7 @@ from ramo_ray.core.prompts import check_prompt
 from ramo_ray.core.records import conversation_id, prompt_id, unit_interval
 from ramo_ray.errors import ConfigError, SourceError
 from ramo_ray.pipelines.formats import EXPECTED, Format, as_prompt, detect, to_trio
-from ramo_ray.pipelines.reading import RawRow, find_files, read_files
+from ramo_ray.pipelines.reading import RawRow, find_files, place_of, read_files
 from ramo_ray.pipelines.tables import schema, table
 from ramo_ray.settings import SPLITS, SourceSettings, SplitSettings
 
@@ -228,12 +228,13 @@ def _make_group(rows: pa.Table, *, cuts: Sequence[float]) -> pa.Table:
 def make_group(rows: Sequence[dict[str, Any]], cuts: Sequence[float]) -> dict[str, Any]:
     """Bring the rows of one prompt together: each response once, each trio once.
 
-    Which conversation gets which place does not depend on the order of the rows.
+    Which conversation gets which place does not depend on the order of the rows; of repeated trios the source's first
+    counts.
     """
     prompt = rows[0]["prompt_id"]
     conversations: dict[str, dict[str, Any]] = {}
     trios: dict[str, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: row["origin"]):
+    for row in sorted(rows, key=lambda row: place_of(row["origin"])):
         if not row["trio_id"]:
             continue
         for side in ("a", "b"):

@@ -50,11 +50,11 @@ class PartStore(NamedTuple):
         return sorted(Path(self.root, name).glob("part-*.parquet"))
 
     def write_part(self, tables: Tables, statistics: Mapping[str, float]) -> None:
-        """Write one part. Its name is a hash of its content, so that a task that runs again writes the same files."""
+        """Write one part. Its name is a hash of its rows' ids, so that a task that runs again writes the same files."""
         import pyarrow.parquet as pq
 
         built = {name: table(name, tables[name]) for name in self.names}
-        name = f"part-{content_hash([t.select([0]).to_pylist() for t in built.values()])}.parquet"
+        name = f"part-{content_hash([_ids(part) for part in built.values()])}.parquet"
         for key in self.names:
             metadata = {STATISTICS: json.dumps(dict(statistics)).encode()} if key == self.names[-1] else None
             target = Path(self.root, key, name)
@@ -84,6 +84,12 @@ class PartStore(NamedTuple):
         return total
 
 
+def _ids(rows: pa.Table) -> list[dict[str, str]]:
+    """What tells a table's rows apart: not the scores, which may differ in the last digits when a task runs again."""
+    keys = [name for name in rows.column_names if name in ("origin", "id") or name.endswith("_id")]
+    return list(rows.select(keys).to_pylist())
+
+
 def write_groups(groups: Dataset, store: PartStore, convert: Convert, meter: Any) -> None:
     """Run the pipeline: turn each finished group into rows of the store's tables and commit them block by block.
 
@@ -91,7 +97,7 @@ def write_groups(groups: Dataset, store: PartStore, convert: Convert, meter: Any
         groups: dataset of `groups`.
         store: where the rows go.
         convert: one group to rows by table; tables that it leaves out get none.
-        meter: handle of a `Meter`, told how many rows of the committing table were written (`done`).
+        meter: handle of a `Meter`, told how many groups and rows of the committing table were written.
     """
     from ray.data import Datasink
 
@@ -99,18 +105,18 @@ def write_groups(groups: Dataset, store: PartStore, convert: Convert, meter: Any
         """One part a write task."""
 
         def write(self, blocks: Iterable[Any], ctx: Any) -> None:  # noqa: ARG002 (Ray's signature)
-            meter.add.remote(done=write_blocks(blocks, store, convert))
+            meter.add.remote(**write_blocks(blocks, store, convert))
 
     groups.write_datasink(GroupSink(), ray_remote_args={"num_cpus": 0.1})
 
 
-def write_blocks(blocks: Iterable[Any], store: PartStore, convert: Convert) -> int:
-    """Commit the groups of some blocks as one part (none where they are empty); give the committing table's rows."""
+def write_blocks(blocks: Iterable[Any], store: PartStore, convert: Convert) -> dict[str, int]:
+    """Commit the groups of some blocks as one part (none where they are empty); count groups and committed rows."""
     from ray.data.block import BlockAccessor
 
     listed = [group for block in blocks for group in BlockAccessor.for_block(block).to_arrow().to_pylist()]
     if not listed:
-        return 0
+        return {"groups": 0, "rows": 0}
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in store.names}
     statistics: Counter[str] = Counter(groups=len(listed))
     for group in listed:
@@ -118,4 +124,4 @@ def write_blocks(blocks: Iterable[Any], store: PartStore, convert: Convert) -> i
             tables[name] += rows
         statistics.update({key: group[key] for key in COSTS})
     store.write_part(tables, statistics)
-    return len(tables[store.names[-1]])
+    return {"groups": len(listed), "rows": len(tables[store.names[-1]])}

@@ -153,8 +153,8 @@ def _sum_over_workers(sums: Any) -> list[float]:
 def _check_finite(value: float, step: int, what: str) -> None:
     if not math.isfinite(value):
         raise TrainingError(
-            f"step {step}: the {what} is not finite. Lower training.learning_rate, or train in float32; "
-            "the last checkpoint is kept."
+            f"step {step}: the {what} is not finite. Lower training.learning_rate, or train in float32, "
+            "in a new output folder."
         )
 
 

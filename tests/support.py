@@ -1,0 +1,58 @@
+"""What tests of whole jobs share: a small setting to run them in, and processes that leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+
+
+class Setup(NamedTuple):
+    """Where a test's pipeline finds what it needs."""
+
+    configs: Path
+    trios: Path
+    output: Path
+
+    def command(self, *words: str) -> list[str]:
+        """The pipeline's command line."""
+        return [sys.executable, "-m", "jobs.pipeline", str(self.configs), f"output={self.output}", *words]
+
+
+def run(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a job in the project's folder."""
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, timeout=400, check=False
+    )
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """A stage's manifest."""
+    return dict(json.loads((folder / "manifest.json").read_text()))
+
+
+def wait_until(what: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait for a condition that must come true."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def descendants(process: psutil.Process) -> list[psutil.Process]:
+    """All processes below one, by who started whom: Ray's daemons and workers among them."""
+    return process.children(recursive=True)
+
+
+def all_gone(processes: Sequence[psutil.Process]) -> bool:
+    """Whether none of these processes runs any more."""
+    return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
