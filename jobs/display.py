@@ -19,6 +19,9 @@ from rich.progress import (
 from rich.table import Table
 
 console = Console(highlight=False)
+if not console.is_terminal:
+    # A log has no width of its own; 80 columns would cut the names of stages.
+    console.width = 120
 POLL_SECONDS = 0.5
 PLAIN_SECONDS = 20.0
 """Between two lines of progress where the output is no terminal."""

@@ -23,9 +23,9 @@ class Setup(NamedTuple):
     trios: Path
     output: Path
 
-    def command(self, *words: str) -> list[str]:
-        """The pipeline's command line."""
-        return [sys.executable, "-m", "jobs.pipeline", str(self.configs), f"output={self.output}", *words]
+    def job(self, name: str, *words: str) -> list[str]:
+        """A job's command line."""
+        return [sys.executable, "-m", f"jobs.{name}", str(self.configs), f"output={self.output}", *words]
 
 
 def run(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:

@@ -43,6 +43,8 @@ def setup(tmp_path: Path, long_context_model: Path) -> Setup:
     write = {
         "common": {
             "output": str(tmp_path / "run"),
+            # A random model now and then writes nothing.
+            "max_bad_fraction": 0.5,
             "rules": str(tmp_path / "rules.yaml"),
             "ray": {"num_cpus": 2, "object_store_gib": 0.3},
             "judge": {"model": model, "layout": "rule_last", "batch_size": 1, "actors": small},

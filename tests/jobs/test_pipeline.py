@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -32,70 +31,34 @@ def stop(command: list[str], when: object, how: signal.Signals) -> tuple[int, li
 
 
 def test_a_run_that_is_interrupted_and_killed_ends_as_if_it_had_not_been(setup: Setup) -> None:
-    command = setup.command(f"trios={setup.trios}")
-    ratings, critical = setup.output / "rate/data/ratings", setup.output / "train_adapter/data/critical"
+    command = setup.job("rate", f"trios={setup.trios}")
+    ratings = setup.output / "data/ratings"
 
-    status, had = stop(command, lambda: len(list(ratings.glob("part-*"))) >= 2, signal.SIGINT)
+    status, had = stop(command, lambda: len(list(ratings.glob("part-*"))) >= 1, signal.SIGINT)
     assert status == 130
     assert len(had) > 3
     wait_until(lambda: all_gone(had), 30)
-    assert manifest(setup.output / "rate")["status"] == "interrupted"
+    assert manifest(setup.output)["status"] == "interrupted"
 
-    _, had = stop(command, lambda: len(list(critical.glob("part-*"))) >= 1, signal.SIGKILL)
+    before = len(list(ratings.glob("part-*")))
+    status, had = stop(command, lambda: len(list(ratings.glob("part-*"))) > before, signal.SIGKILL)
+    assert status == -signal.SIGKILL
     wait_until(lambda: all_gone(had), 30)
 
     done = run(command)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-
-    rate, label = manifest(setup.output / "rate"), manifest(setup.output / "label")
-    rated = rows(ratings)
+    rate, rated = manifest(setup.output), rows(ratings)
     assert len({row["conversation_id"] for row in rated}) == len(rated) == 2 * rate["counts"]["trios"]
     assert all(len(row["rule_ids"]) == RULES for row in rated)  # type: ignore[arg-type]
     assert rate["judge"]["calls"] == len(rated) * RULES
-    assert label["judge"]["calls"] == 2 * 2 * label["counts"]["rows_out"]
-    assert label["savings"]["calls_saved"] == 2 * (RULES - 2) * label["counts"]["rows_out"]
-    for stage in ("rate", "train_adapter", "label"):
-        counts = manifest(setup.output / stage)["counts"]
-        assert counts["rows_in"] == 10 == counts["rows_out"] + counts["quarantined"] + counts["other_split"]
-    # What is labelled for the reward model was never rated on all rules.
-    rated_ids = {row["conversation_id"] for row in rated}
-    labelled_ids = {row["conversation_id"] for row in rows(setup.output / "label/data/ratings")}
-    assert labelled_ids
-    assert not rated_ids & labelled_ids
-    assert (
-        manifest(setup.output / "evaluate_reward")["scores"]["label_agreement"]["count"] == label["counts"]["rows_out"]
-    )
-    assert (setup.output / "report.html").stat().st_size > 50_000
-
-    started = time.perf_counter()
-    again = run(command)
-    assert again.returncode == 0
-    assert "finished already" in again.stdout
-    # Ray alone takes longer to start than this whole call does.
-    assert time.perf_counter() - started < 60
-    assert "ray" not in loaded_by_second_call(setup)
-
-
-def loaded_by_second_call(setup: Setup) -> set[str]:
-    """Packages in the process of a call that finds its run finished."""
-    code = (
-        "import sys; from jobs.pipeline import main; main(sys.argv[1:]);"
-        "print('MODULES', *{name.partition('.')[0] for name in sys.modules})"
-    )
-    command = setup.command(f"trios={setup.trios}")
-    done = run([command[0], "-c", code, *command[3:]])
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.rpartition("MODULES")[2].split())
 
 
 def test_too_many_bad_rows_end_with_status_3_when_all_else_is_done(setup: Setup) -> None:
     bad = ['{"prompt": "Hi."}', "no json", '{"prompt": "a", "chosen": "\\ud800", "rejected": "b"}']
     with setup.trios.open("a") as stream:
         stream.write("\n".join(bad) + "\n")
-    config = f"output={setup.output}"
-    words = [str(setup.configs), config, f"trios={setup.trios}", "judge.engine=scripted"]
-    done = run([setup.command()[0], "-m", "jobs.rate", *words])
+    done = run(setup.job("rate", f"trios={setup.trios}", "judge.engine=scripted", "max_bad_fraction=0.05"))
     assert done.returncode == 3, done.stderr
     assert "3 of 13 rows are in quarantine" in done.stderr
     counts = manifest(setup.output)["counts"]
@@ -120,7 +83,7 @@ def test_too_many_bad_rows_end_with_status_3_when_all_else_is_done(setup: Setup)
     ],
 )
 def test_wrong_words_are_refused_by_name(setup: Setup, words: list[str], message: str) -> None:
-    done = run(setup.command(f"trios={setup.trios}", *words))
+    done = run(setup.job("pipeline", f"trios={setup.trios}", *words))
     assert done.returncode in (1, 2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pyarrow.dataset as pads
 import pytest
-from support import ROOT, Setup, all_gone, descendants, manifest, wait_until
+from support import ROOT, Setup, all_gone, descendants, manifest, run, wait_until
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
+RULES, R = 6, 2
 STAGES = ("generate_responses", "rate", "train_adapter", "label", "train_reward", "evaluate_reward")
 
 
@@ -86,6 +88,43 @@ def submit(clone: Path, access: dict[str, str], *words: str) -> subprocess.Compl
     )
 
 
+def check_whole_run(output: Path) -> None:
+    """The manifests add up: 2 · r judge calls a labelled trio, nothing rated on all rules that is labelled."""
+    found = {stage: manifest(output / stage) for stage in STAGES}
+    assert {m["status"] for m in found.values()} == {"finished"}
+    assert found["generate_responses"]["counts"]["rows_in"] == 8
+    for m in found.values():
+        counts = m["counts"]
+        assert counts["rows_in"] == counts["rows_out"] + counts["quarantined"] + counts["other_split"]
+    rate, label = found["rate"], found["label"]
+    assert rate["judge"]["calls"] == RULES * rate["counts"]["conversations"]
+    assert label["judge"]["calls"] == 2 * R * label["counts"]["rows_out"]
+    assert label["savings"]["calls_saved"] == 2 * (RULES - R) * label["counts"]["rows_out"]
+    assert label["savings"]["calls_a_trio"] == 2 * R
+    rated, labelled = (
+        set(pads.dataset(str(output / stage / "data/ratings")).to_table()["conversation_id"].to_pylist())
+        for stage in ("rate", "label")
+    )
+    assert labelled
+    assert not rated & labelled
+    assert (
+        found["evaluate_reward"]["scores"]["pair_accuracy"]["count"] == found["evaluate_reward"]["counts"]["rows_out"]
+    )
+    assert (output / "report.html").stat().st_size > 50_000
+
+
+def check_second_call(setup: Setup) -> None:
+    """A call that finds its run finished says so, and loads neither Ray nor torch."""
+    code = (
+        "import sys; from jobs.pipeline import main; main(sys.argv[1:]);"
+        "print('MODULES', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    again = run([sys.executable, "-c", code, *setup.job("pipeline", "limit=8")[3:]])
+    assert again.returncode == 0, again.stderr
+    assert "finished already" in again.stdout
+    assert not {"ray", "torch", "transformers"} & set(again.stdout.rpartition("MODULES")[2].split())
+
+
 def test_the_pipeline_runs_as_a_submitted_job_and_a_wrong_token_is_refused(setup: Setup, clone: Path) -> None:
     with head(clone) as access:
         words = ["jobs.pipeline", str(setup.configs), f"output={setup.output}", "limit=8"]
@@ -96,10 +135,8 @@ def test_the_pipeline_runs_as_a_submitted_job_and_a_wrong_token_is_refused(setup
         done = submit(clone, access, *words)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "succeeded" in done.stdout
-        for stage in STAGES:
-            assert manifest(setup.output / stage)["status"] == "finished"
-        assert manifest(setup.output / "rate")["counts"]["rows_in"] == 8
-        assert (setup.output / "report.html").exists()
+        check_whole_run(setup.output)
+        check_second_call(setup)
 
         lost = submit(clone, access, "jobs.rate", str(setup.configs), "output=runs/relative", f"trios={setup.trios}")
         assert lost.returncode != 0
