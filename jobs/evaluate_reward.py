@@ -9,7 +9,8 @@ from pydantic import Field
 
 from jobs.display import heading, progress, summary
 from jobs.inputs import check_models, earlier, require_rows
-from jobs.stage import Stage, StageConfig, open_stage, ray_session, write_json
+from jobs.session import ray_session
+from jobs.stage import Stage, StageConfig, open_stage, write_json
 from jobs.train_reward import read_preferences
 from ramo_ray.config import run
 from ramo_ray.core.metrics import accuracy_interval, agreement

@@ -8,7 +8,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from jobs.display import heading, summary
 from jobs.inputs import SAMPLES, sample_prompts, source_path
-from jobs.stage import Stage, StageConfig, open_stage, ray_session
+from jobs.session import ray_session
+from jobs.stage import Stage, StageConfig, open_stage
 from ramo_ray.config import run
 from ramo_ray.settings import GeneratorSettings, SourceSettings
 

@@ -5,16 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pydantic import PositiveInt
+
 from jobs.stage import StageConfig, locate
 from ramo_ray.core.rules import RulePool, load_pool
 from ramo_ray.errors import ConfigError, SourceError
-from ramo_ray.settings import JudgeSettings, SourceSettings
+from ramo_ray.settings import JudgeSettings, SourceSettings, SplitSettings
 
 if TYPE_CHECKING:
     from ramo_ray.pipelines.sources import Source
 
 SAMPLES = "samples"
 """As `prompts`: the prompts that the package carries."""
+
+
+class TrioStageConfig(StageConfig):
+    """What all stages that read trios share."""
+
+    trios: str = ""
+    """A preference source: file, folder, glob or hub id. Empty: what generate_responses wrote in `run`."""
+    run: str = ""
+    """Output of the pipeline whose earlier stages are read."""
+    limit: PositiveInt | None = None
+    """Rows of `trios` that are read. What was generated is read whole."""
+    source: SourceSettings = SourceSettings()
+    splits: SplitSettings = SplitSettings()
+    rules: str = ""
+    """A rule pool in YAML. Empty: the paper's 100 rules."""
 
 
 def earlier(config: StageConfig, key: str, given: str, run: str, relative: str) -> Path:
@@ -39,13 +56,14 @@ def sample_prompts() -> str:
     return str(Path(ramo_ray.__file__).with_name("samples") / "prompts.jsonl")
 
 
-def open_source(config: StageConfig, trios: str, run: str, settings: SourceSettings, limit: int | None) -> Source:
-    """The source of trios: `trios`, at most `limit` rows of it, or all that generate_responses wrote in `run`."""
+def open_source(config: TrioStageConfig) -> Source:
+    """The source of trios: `trios`, or what generate_responses wrote in `run`."""
     from ramo_ray.pipelines.sources import open_trios
 
-    if trios:
-        return open_trios(source_path(config, "trios", trios), settings, limit)
-    return open_trios(str(earlier(config, "trios", "", run, "generate_responses/data/trios")), settings, None)
+    if config.trios:
+        return open_trios(source_path(config, "trios", config.trios), config.source, config.limit)
+    generated = earlier(config, "trios", "", config.run, "generate_responses/data/trios")
+    return open_trios(str(generated), config.source, None)
 
 
 def source_path(config: StageConfig, key: str, path: str) -> str:
@@ -68,9 +86,9 @@ def _looks_local(path: str) -> bool:
     )
 
 
-def rule_pool(config: StageConfig, rules: str, r: int) -> RulePool:
+def rule_pool(config: TrioStageConfig, r: int) -> RulePool:
     """The configured pool, checked against the rule budget."""
-    pool = load_pool(str(locate(config, "rules", rules)) if rules else "")
+    pool = load_pool(str(locate(config, "rules", config.rules)) if config.rules else "")
     pool.require(r)
     return pool
 

@@ -6,33 +6,24 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from jobs.display import heading, summary
-from jobs.inputs import CheckedJudge, check_judge, earlier, open_source, rule_pool
+from jobs.inputs import CheckedJudge, TrioStageConfig, check_judge, earlier, open_source, rule_pool
 from jobs.rate import judge_totals
-from jobs.stage import Stage, StageConfig, locate, open_stage, ray_session, read_json
+from jobs.session import ray_session
+from jobs.stage import Stage, locate, open_stage, read_json
 from ramo_ray.config import run
 from ramo_ray.core.records import fingerprint
-from ramo_ray.settings import AdapterSettings, JudgeSettings, SelectionSettings, SourceSettings, Split, SplitSettings
+from ramo_ray.settings import AdapterSettings, JudgeSettings, SelectionSettings, Split
 
 TABLES = ("failures", "ratings", "preferences")
 
 
-class LabelConfig(StageConfig):
+class LabelConfig(TrioStageConfig):
     job: ClassVar[str] = "label"
-    trios: str = ""
-    """A preference source: file, folder, glob or hub id. Empty: what generate_responses wrote in `run`."""
-    run: str = ""
-    """Output of the pipeline whose earlier stages are read."""
-    limit: PositiveInt | None = None
-    """Rows of `trios` that are read. What was generated is read whole."""
-    source: SourceSettings = SourceSettings()
-    splits: SplitSettings = SplitSettings()
     labelled: Annotated[tuple[Split, ...], Field(min_length=1)] = ("reward_train", "reward_test")
     """Splits that are labelled."""
-    rules: str = ""
-    """A rule pool in YAML. Empty: the paper's 100 rules."""
     model: str = ""
     """Folder of the Rule Adapter. Empty: what train_adapter wrote in `run`."""
     adapter: AdapterSettings = AdapterSettings()
@@ -42,7 +33,7 @@ class LabelConfig(StageConfig):
 
 def check(config: LabelConfig) -> CheckedJudge:
     """Refuse, before anything starts, a pool, a rule budget or a judge that cannot be used."""
-    return check_judge(config.judge, rule_pool(config, config.rules, config.selection.r))
+    return check_judge(config.judge, rule_pool(config, config.selection.r))
 
 
 def main(config: LabelConfig) -> list[str]:
@@ -74,10 +65,10 @@ def _label(config: LabelConfig, stage: Stage) -> None:
     from ramo_ray.pipelines.store import PartStore
 
     heading("Preferences")
-    pool = rule_pool(config, config.rules, config.selection.r)
+    pool = rule_pool(config, config.selection.r)
     adapter = earlier(config, "model", config.model, config.run, "train_adapter/model")
     check_adapter(adapter, pool.ids)
-    source = open_source(config, config.trios, config.run, config.source, config.limit)
+    source = open_source(config)
     survey = sources.survey(source, config.splits)
     judge = check(config)
     adapter_identity = identity(adapter)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from jobs.display import console, heading
 from jobs.overview import show_status
-from jobs.stage import Stage, StageConfig, locate, ray_session
+from jobs.session import ray_session
+from jobs.stage import Stage, StageConfig, locate
 from ramo_ray.config import finish_with, keys_for, load_values, merge, parse_overrides, read_yaml, validate
 from ramo_ray.errors import ConfigError, TooManyBadRowsError
 from ramo_ray.settings import CommonSettings

@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from jobs.display import heading, summary
-from jobs.inputs import CheckedJudge, check_judge, open_source, rule_pool
-from jobs.stage import Stage, StageConfig, open_stage, ray_session
+from jobs.inputs import CheckedJudge, TrioStageConfig, check_judge, open_source, rule_pool
+from jobs.session import ray_session
+from jobs.stage import Stage, open_stage
 from ramo_ray.config import run
-from ramo_ray.settings import JudgeSettings, SourceSettings, Split, SplitSettings
+from ramo_ray.settings import JudgeSettings, Split
 
 if TYPE_CHECKING:
     from ramo_ray.pipelines.store import PartStore
@@ -19,28 +20,18 @@ if TYPE_CHECKING:
 TABLES = ("failures", "ratings")
 
 
-class RateConfig(StageConfig):
+class RateConfig(TrioStageConfig):
     job: ClassVar[str] = "rate"
-    trios: str = ""
-    """A preference source: file, folder, glob or hub id. Empty: what generate_responses wrote in `run`."""
-    run: str = ""
-    """Output of the pipeline whose earlier stages are read."""
-    limit: PositiveInt | None = None
-    """Rows of `trios` that are read. What was generated is read whole."""
-    source: SourceSettings = SourceSettings()
-    splits: SplitSettings = SplitSettings()
     rated: Annotated[tuple[Split, ...], Field(min_length=1)] = ("adapter_train", "adapter_test")
     """Splits that are rated on all rules."""
-    rules: str = ""
-    """A rule pool in YAML. Empty: the paper's 100 rules."""
     judge: JudgeSettings = JudgeSettings()
 
 
 def check(config: RateConfig) -> CheckedJudge:
     """Refuse, before anything starts, a pool, a judge or a source that cannot be used."""
-    judge = check_judge(config.judge, rule_pool(config, config.rules, 1))
+    judge = check_judge(config.judge, rule_pool(config, 1))
     if config.trios:
-        open_source(config, config.trios, config.run, config.source, config.limit)
+        open_source(config)
     return judge
 
 
@@ -68,9 +59,9 @@ def _rate(config: RateConfig, stage: Stage) -> None:
     from ramo_ray.pipelines.store import PartStore
 
     heading("Ratings on all rules")
-    pool = rule_pool(config, config.rules, 1)
+    pool = rule_pool(config, 1)
     judge = check(config)
-    source = open_source(config, config.trios, config.run, config.source, config.limit)
+    source = open_source(config)
     survey = sources.survey(source, config.splits)
     store = PartStore(str(stage.data), TABLES).open()
     expected = sum(survey.conversations[split] for split in config.rated)

@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from jobs.session import submitted
 from ramo_ray.config import Config, JobConfig
 from ramo_ray.errors import ConfigError, RamoError, TooManyBadRowsError
 from ramo_ray.settings import CommonSettings, Fraction, RaySettings, StorageSettings
@@ -29,17 +29,6 @@ IGNORED = (
 """Settings that decide where and how fast a run goes, not what comes out: they may change when it continues."""
 
 
-RAY_ENVIRONMENT = {
-    # Ray warns, in every process, that this will be its default.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # At every pool of actors that may restart, Ray's native side warns on the terminal of how Ray Data starts it.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # When a driver is killed its Ray goes with it, but two of Ray's agents would look for the others a minute more.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
-}
-"""Of the Ray that a run starts, where the user has not set it otherwise."""
-
-
 class StageConfig(JobConfig):
     common: ClassVar[type[Config]] = CommonSettings
     output: str = Field(min_length=1)
@@ -49,11 +38,6 @@ class StageConfig(JobConfig):
     """Share of bad rows above which the run ends with exit status 3."""
     ray: RaySettings = RaySettings()
     storage: StorageSettings = StorageSettings()
-
-
-def submitted() -> bool:
-    """Whether this process is the entry point of a submitted Ray job."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def locate(config: StageConfig, key: str, path: str) -> Path:
@@ -245,60 +229,3 @@ def _only_writer(config: StageConfig) -> Iterator[None]:
         except OSError:
             raise ConfigError(f"{folder}: another process is writing to this run. Wait for it, or stop it.") from None
         yield
-
-
-@contextlib.contextmanager
-def ray_session(settings: RaySettings) -> Iterator[None]:
-    """Have a Ray: the one that is up, the submitted job's, the one at `ray.address`, or a private one for this run."""
-    os.environ.update({key: value for key, value in RAY_ENVIRONMENT.items() if key not in os.environ})
-    import logging
-
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    address = settings.address or ("auto" if submitted() else "local")
-    private: dict[str, Any] = {"num_cpus": settings.num_cpus, "include_dashboard": False}
-    if settings.object_store_gib:
-        private["object_store_memory"] = int(settings.object_store_gib * 2**30)
-    options = private if address == "local" else {}
-    try:
-        with _muted():
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
-    except (ConnectionError, ValueError) as error:
-        raise ConfigError(f"`ray.address` = {address}: no Ray can be reached there: {error}") from None
-    try:
-        _set_up_ray_data()
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _muted() -> Iterator[None]:
-    """Close the terminal to native code while Ray starts, which greets on it; its errors come as exceptions."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _set_up_ray_data() -> None:
-    """Leave the terminal to our own progress, and errors as they were raised; Ray's log files keep everything."""
-    import logging
-
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.verbose_progress = False
-    context.enable_operator_progress_bars = False
-    context.raise_original_map_exception = True
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)

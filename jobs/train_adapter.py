@@ -7,21 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from jobs.display import heading, summary
-from jobs.inputs import check_models, earlier, open_source, require_rows, rule_pool
+from jobs.inputs import TrioStageConfig, check_models, earlier, open_source, require_rows, rule_pool
 from jobs.learning import learn
-from jobs.stage import Stage, StageConfig, open_stage, ray_session, write_json
+from jobs.session import ray_session
+from jobs.stage import Stage, open_stage, write_json
 from ramo_ray.config import run
 from ramo_ray.core.rules import RulePool
 from ramo_ray.settings import (
     AdapterSettings,
     EmbedderSettings,
     SelectionSettings,
-    SourceSettings,
     Split,
-    SplitSettings,
     TrainingSettings,
 )
 
@@ -29,20 +28,10 @@ TABLES = ("failures", "critical")
 SPLITS: tuple[Split, ...] = ("adapter_train", "adapter_test")
 
 
-class TrainAdapterConfig(StageConfig):
+class TrainAdapterConfig(TrioStageConfig):
     job: ClassVar[str] = "train_adapter"
-    trios: str = ""
-    """A preference source: file, folder, glob or hub id. Empty: what generate_responses wrote in `run`."""
     ratings: str = ""
     """Folder of the ratings table. Empty: what rate wrote in `run`."""
-    run: str = ""
-    """Output of the pipeline whose earlier stages are read."""
-    limit: PositiveInt | None = None
-    """Rows of `trios` that are read. What was generated is read whole."""
-    source: SourceSettings = SourceSettings()
-    splits: SplitSettings = SplitSettings()
-    rules: str = ""
-    """A rule pool in YAML. Empty: the paper's 100 rules."""
     embedder: EmbedderSettings = EmbedderSettings()
     selection: SelectionSettings = SelectionSettings()
     training: TrainingSettings = Field(default_factory=TrainingSettings)
@@ -52,7 +41,7 @@ class TrainAdapterConfig(StageConfig):
 def check(config: TrainAdapterConfig) -> RulePool:
     """Refuse, before anything starts, a pool, a rule budget or a model that cannot be used; give the pool."""
     check_models(config.embedder.model, config.training.model)
-    return rule_pool(config, config.rules, config.selection.r)
+    return rule_pool(config, config.selection.r)
 
 
 def main(config: TrainAdapterConfig) -> list[str]:
@@ -116,7 +105,7 @@ def _select(config: TrainAdapterConfig, stage: Stage, store: Any, pool: RulePool
 
     ratings = earlier(config, "ratings", config.ratings, config.run, "rate/data/ratings")
     stage.update(ratings_fingerprint=critical.ratings_fingerprint(str(ratings)))
-    source = open_source(config, config.trios, config.run, config.source, config.limit)
+    source = open_source(config)
     survey = sources.survey(source, config.splits)
     work = Work(
         title="selecting",

@@ -11,7 +11,8 @@ from pydantic import Field
 from jobs.display import heading, summary
 from jobs.inputs import check_models, earlier, require_rows
 from jobs.learning import learn
-from jobs.stage import Stage, StageConfig, open_stage, ray_session
+from jobs.session import ray_session
+from jobs.stage import Stage, StageConfig, open_stage
 from ramo_ray.config import run
 from ramo_ray.errors import FingerprintError
 from ramo_ray.settings import TrainingSettings
