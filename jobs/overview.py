@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from jobs.display import console
-from jobs.stage import read_json
+from jobs.stage import is_held, read_json
 from ramo_ray.errors import ConfigError
 
 
@@ -21,10 +21,18 @@ def manifests(run: Path) -> dict[str, dict[str, Any]]:
         ConfigError: the folder holds no run.
     """
     files = [run / "manifest.json"] if (run / "manifest.json").exists() else list(run.glob("*/manifest.json"))
-    found = [read_json(file) for file in files]
+    found = [_as_it_is(file) for file in files]
     if not found:
         raise ConfigError(f"{run}: holds no run (no manifest.json here or one folder below).")
     return {manifest["job"]: manifest for manifest in sorted(found, key=lambda m: str(m.get("started")))}
+
+
+def _as_it_is(file: Path) -> dict[str, Any]:
+    """A manifest; of a run that was killed, and could not say so, the status is "stopped"."""
+    found = read_json(file)
+    if found.get("status") == "running" and not is_held(file.parent):
+        found["status"] = "stopped"
+    return found
 
 
 def show_status(run: Path, *, as_json: bool) -> None:

@@ -91,12 +91,20 @@ class Stage:
         """The folder of the run's tables."""
         return self.folder / "data"
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything was done that another configuration would not have done."""
+        return self.finished or any(self.data.rglob("*.parquet")) or (self.folder / "examples.parquet").exists()
+
     def begin(self) -> None:
-        """Refuse a folder that another configuration wrote to; record this one."""
+        """Refuse a folder that another configuration wrote to; record this one.
+
+        A run that stopped before it did anything, at a wrong path perhaps, may go on with what was put right.
+        """
         values = self.config.model_dump(mode="json")
         before = read_json(self.folder / "config.json")
         changed = list(_differences(before, values)) if before else []
-        if changed:
+        if changed and self.begun:
             raise ConfigError(
                 f"{self.folder} holds a run with other settings: {'; '.join(changed[:5])}. "
                 "Give another `output`, or remove that folder to start over."
@@ -212,6 +220,16 @@ def open_stage(config: StageConfig) -> Iterator[Stage]:
                 stage.fail(error)
             raise
     stage.check_bad_fraction()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is writing to this run now."""
+    with contextlib.suppress(FileNotFoundError), (folder / ".lock").open("r") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 @contextlib.contextmanager
