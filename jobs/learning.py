@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,8 +43,7 @@ def learn(
     last: dict[str, Any] = {}
 
     def poll() -> tuple[float, str]:
-        remark = f"loss {last['loss']:.4f}, accuracy {last['accuracy']:.3f}" if last else ""
-        return last.get("step", 0), remark
+        return last.get("step", 0), _remark(last)
 
     with progress("training", steps, poll):
         final = fit(
@@ -59,6 +58,14 @@ def learn(
             on_step=last.update,
         )
     return found, final
+
+
+def _remark(row: Mapping[str, Any]) -> str:
+    """What a step is reported by; one without any critical rule has no accuracy."""
+    if not row:
+        return ""
+    accuracy = f", accuracy {row['accuracy']:.3f}" if row["accuracy"] is not None else ""
+    return f"loss {row['loss']:.4f}{accuracy}"
 
 
 def _steps(examples: Path, settings: TrainingSettings) -> int:

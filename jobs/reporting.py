@@ -18,6 +18,7 @@ from ramo_ray.evaluation.report import MAX_TRIOS, render
 
 MAX_CELLS = 4000
 """Cells (trio and rule) in the plot of both terms of equation 12; more are sampled."""
+CURVES = ("loss", "learning_rate", "accuracy")
 Row = dict[str, Any]
 
 
@@ -207,8 +208,8 @@ def _curve(folders: dict[str, Path], stage: str) -> rd.TrainingCurve | None:
     if stage not in folders or not file.exists():
         return None
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    columns = {key: np.array([row[key] for row in rows]) for key in ("step", "loss", "learning_rate", "accuracy")}
-    return rd.TrainingCurve(name=stage, steps=columns.pop("step"), **columns) if rows else None
+    columns = {key: np.array([row[key] for row in rows], dtype=np.float64) for key in CURVES}
+    return rd.TrainingCurve(name=stage, steps=np.array([row["step"] for row in rows]), **columns) if rows else None
 
 
 def _margins(folders: dict[str, Path]) -> np.ndarray | None:

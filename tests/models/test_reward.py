@@ -5,7 +5,7 @@ import pytest
 
 from ramo_ray.errors import ModelError
 from ramo_ray.models.adapter import new_adapter
-from ramo_ray.models.classifier import BATCH_TOKENS, _batches
+from ramo_ray.models.classifier import BATCH_TOKENS, _batches, pad_right
 from ramo_ray.models.reward import RewardModel, load_reward_model, new_reward_model
 from ramo_ray.models.templates import load_tokenizer, reward_token_ids
 
@@ -86,3 +86,10 @@ def test_batches_hold_every_row_once_and_keep_to_their_size() -> None:
     sizes = [len(rows) * max(lengths[row] for row in rows) for rows in batches]
     assert max(sizes[:-1]) <= BATCH_TOKENS
     assert batches[-1].tolist() == [200]
+
+
+def test_padding_stands_on_the_right_under_a_mask_of_zeros() -> None:
+    padded, mask = pad_right([[7, 8, 9], [5], [6, 0]], 0)
+
+    assert padded.tolist() == [[7, 8, 9], [5, 0, 0], [6, 0, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
