@@ -14,6 +14,7 @@ from ramo_ray.config import run
 from ramo_ray.settings import GeneratorSettings, SourceSettings
 
 if TYPE_CHECKING:
+    from ramo_ray.pipelines.sources import Source
     from ramo_ray.pipelines.store import PartStore
 
 TABLES = ("conversations", "failures", "trios")
@@ -38,10 +39,11 @@ class GenerateResponsesConfig(StageConfig):
 
 
 def check(config: GenerateResponsesConfig) -> dict[str, str]:
-    """Refuse, before anything starts, generators that cannot be run; give the identities of their models."""
+    """Refuse, before anything starts, prompts or generators that are not there; give the models' identities."""
     from ramo_ray.engines import check_engine
     from ramo_ray.models.resolve import identity, resolve
 
+    _source(config)
     for generator in config.generators:
         check_engine(generator)
     return {g.name: identity(resolve(g.model, g.revision)) for g in config.generators}
@@ -66,8 +68,7 @@ def _generate(config: GenerateResponsesConfig, stage: Stage) -> None:
     from ramo_ray.pipelines.store import PartStore
 
     heading("Responses")
-    path = sample_prompts() if config.prompts == SAMPLES else source_path(config, "prompts", config.prompts)
-    source = sources.open_prompts(path, config.source, config.limit)
+    source = _source(config)
     survey = sources.survey(source, None)
     models = check(config)
     store = PartStore(str(stage.data), TABLES).open()
@@ -93,6 +94,13 @@ def _generate(config: GenerateResponsesConfig, stage: Stage) -> None:
     counts |= {"trios": store.read("trios", ["trio_id"]).num_rows, "responses_failed": len(failures)}
     totals = store.totals()
     stage.finish(counts=counts, tokens=int(totals["tokens"]), models=models)
+
+
+def _source(config: GenerateResponsesConfig) -> Source:
+    from ramo_ray.pipelines.sources import open_prompts
+
+    path = sample_prompts() if config.prompts == SAMPLES else source_path(config, "prompts", config.prompts)
+    return open_prompts(path, config.source, config.limit)
 
 
 def _prompts_with_trios(store: PartStore) -> set[str]:

@@ -29,10 +29,10 @@ class RateConfig(TrioStageConfig):
 
 def check(config: RateConfig) -> CheckedJudge:
     """Refuse, before anything starts, a pool, a judge or a source that cannot be used."""
-    judge = check_judge(config.judge, rule_pool(config, 1))
+    pool = rule_pool(config, 1)
     if config.trios:
         open_source(config)
-    return judge
+    return check_judge(config.judge, pool)
 
 
 def main(config: RateConfig) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from ramo_ray.errors import EngineError
+from ramo_ray.errors import EngineError, ModelError
 from ramo_ray.settings import SamplingSettings
 
 TokenIds = Sequence[int]
@@ -82,3 +83,18 @@ def prompt_seed(prompt: TokenIds, sampling: SamplingSettings) -> int:
     """Seed of one prompt's random draws, 63 bits: prompts draw apart from each other, and the same in any batch."""
     text = sampling.model_dump_json() + ":" + ",".join(map(str, prompt))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def context_within(config: Any, wanted: int | None, folder: Path) -> int:
+    """Longest sequence in tokens: the model's context, by its transformers config, or less where less is wanted."""
+    own: int | None = getattr(config, "max_position_embeddings", None)
+    lengths = [length for length in (own, wanted) if length is not None]
+    if not lengths:
+        raise ModelError(f"{folder}: config.json does not say how long a context the model has; set max_length.")
+    return min(lengths)
+
+
+def end_ids(*stated: int | list[int] | None) -> frozenset[int]:
+    """Tokens that end a text: the first statement that says any (a generation config's, then a model config's)."""
+    ends = next((value for value in stated if value is not None), [])
+    return frozenset([ends] if isinstance(ends, int) else ends)

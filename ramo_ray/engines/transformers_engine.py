@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ramo_ray.engines import trunks
-from ramo_ray.engines.base import Completion, TokenIds, check_labels, check_prompts, checked, prompt_seed
+from ramo_ray.engines.base import (
+    Completion,
+    TokenIds,
+    check_labels,
+    check_prompts,
+    checked,
+    context_within,
+    end_ids,
+    prompt_seed,
+)
 from ramo_ray.engines.sampling import choose_tokens
 from ramo_ray.errors import EngineError, ModelError
 from ramo_ray.settings import EngineSettings, SamplingSettings
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
 
 # Tail tokens a pass. A dense mask costs time in its square, a pass costs time of its own; GPUs want more work at once.
 CPU_BUDGET, GPU_BUDGET = 512, 4096
-ROWS = 16
+ROWS = 32
 """Prompts that are continued together."""
 
 
@@ -42,9 +51,9 @@ class TransformersEngine:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = _load(model_path, getattr(torch, settings.dtype)).to(self.device)
         config = self.model.config.get_text_config()
-        self.context_length = _context_length(config, settings.max_length, model_path)
+        self.context_length = context_within(config, settings.max_length, model_path)
         self.vocabulary_size: int = config.vocab_size
-        self.ends = _end_ids(self.model)
+        self.ends = end_ids(self.model.generation_config.eos_token_id, config.eos_token_id)
         self.shares = _attends_to_all(config)
         self.budget = CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET
 
@@ -201,21 +210,6 @@ def _load(path: Path, dtype: Any) -> Any:
         # transformers would go on with random numbers in their place.
         raise ModelError(f"{path}: weights are missing ({', '.join(missing[:3])}); give a whole causal language model.")
     return model.eval()
-
-
-def _context_length(config: Any, wanted: int | None, path: Path) -> int:
-    own: int | None = getattr(config, "max_position_embeddings", None)
-    lengths = [length for length in (own, wanted) if length is not None]
-    if not lengths:
-        raise ModelError(f"{path}: config.json does not say how long a context the model has; set max_length.")
-    return min(lengths)
-
-
-def _end_ids(model: Any) -> frozenset[int]:
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        ends = model.config.get_text_config().eos_token_id
-    return frozenset(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
 
 
 def _attends_to_all(config: Any) -> bool:

@@ -61,7 +61,7 @@ def plan(prompts: Sequence[TokenIds]) -> list[Group]:
     for end in range(1, len(order) + 1):
         newest = prompts[order[end - 1]]
         if end > 1:
-            overlap = min(shared_length(prompts[order[end - 2]], newest), len(newest) - 1)
+            overlap = shared_length(prompts[order[end - 2]], newest)
             shared[: end - 1] = np.minimum(shared[: end - 1], overlap)
         shared[end - 1] = len(newest) - 1
         starts = np.arange(end)

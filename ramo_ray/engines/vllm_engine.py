@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from ramo_ray.engines.base import Completion, TokenIds, check_labels, check_prompts, checked, prompt_seed
+from ramo_ray.engines.base import (
+    Completion,
+    TokenIds,
+    check_labels,
+    check_prompts,
+    checked,
+    context_within,
+    end_ids,
+    prompt_seed,
+)
 from ramo_ray.errors import EngineError
 from ramo_ray.settings import EngineSettings, SamplingSettings
 
@@ -21,13 +30,14 @@ CPU_BLOCK_SIZE = 32
 MAX_LABELS = 128
 """Most ids that vLLM's `logprob_token_ids` takes."""
 
-# Read when vllm is imported, or by its workers. What the user has set stands, except for the last.
+# What the user has set stands.
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
+# This decides how the engine ends (see above), so it is always set.
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
@@ -47,7 +57,7 @@ class VLLMEngine:
         model = self.llm.llm_engine.model_config
         self.context_length: int = model.max_model_len - 1
         self.vocabulary_size: int = model.get_vocab_size()
-        self.ends = _end_ids(model)
+        self.ends = end_ids(model.try_get_generation_config().get("eos_token_id"), model.hf_text_config.eos_token_id)
         # The first request is slow; it should not look like a slow prompt.
         self.label_logprobs([[0]], [0])
 
@@ -108,6 +118,7 @@ class VLLMEngine:
 
 def _start(settings: EngineSettings, path: Path) -> Any:
     import torch
+    from transformers import AutoConfig
     from vllm import LLM
     from vllm.platforms import current_platform
 
@@ -117,10 +128,11 @@ def _start(settings: EngineSettings, path: Path) -> Any:
     places = {"kv_cache_memory_bytes": int(own.kv_cache_gib * 2**30), "enforce_eager": True} if on_cpu else {}
     threads_setter = torch.set_num_threads
     try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
         return LLM(
             str(path),
             dtype=settings.dtype,
-            max_model_len=settings.max_length,
+            max_model_len=context_within(config, settings.max_length, path),
             block_size=own.block_size or (CPU_BLOCK_SIZE if on_cpu else None),
             enable_prefix_caching=True,
             tensor_parallel_size=own.tensor_parallel_size,
@@ -137,8 +149,3 @@ def _start(settings: EngineSettings, path: Path) -> Any:
     finally:
         # Its CPU worker replaces this function for the whole process.
         torch.set_num_threads = threads_setter
-
-
-def _end_ids(model: Any) -> frozenset[int]:
-    ends = model.try_get_generation_config().get("eos_token_id", model.hf_text_config.eos_token_id)
-    return frozenset(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])

@@ -63,7 +63,7 @@ def test_a_fingerprint_is_of_the_texts_in_their_order():
         ("name: x", r"pool\.yaml: the pool holds no rules"),
         ("", r"pool\.yaml: the pool holds no rules"),
         ("rules: [a, 7]", r"pool\.yaml: rules\[1\] is not a string but a int"),
-        ("rules: [yes]", r"rules\[0\] is not a string but a bool"),
+        ("rules: [true]", r"rules\[0\] is not a string but a bool"),
         ("rules:\n  - Accept: kindness", r"rules\[0\] is not a string but a dict.*in quotes"),
         ("rules: [a, null]", r"rules\[1\] is missing"),
         ("rules: [a, '  ']", r"rules\[1\] is blank"),

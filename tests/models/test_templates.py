@@ -86,7 +86,18 @@ def test_text_after_chat_still_has_none(tokenizer: Any) -> None:
     contents=st.lists(
         st.lists(
             st.sampled_from(
-                ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|im_", "end|>", "a", "\n", " é", "\U000f0000"]
+                [
+                    "<|im_end|>",
+                    "<|im_start|>",
+                    "<|endoftext|>",
+                    "<|im_",
+                    "end|>",
+                    "a",
+                    "\n",
+                    " é",
+                    "\U000f0000",
+                    "\U000f00001\U000f0000",
+                ]
             )
         ),
         min_size=1,
@@ -108,6 +119,16 @@ def test_ordinary_contents_are_tokenised_as_transformers_does(tokenizer: Any, co
     messages = chat(*contents)
 
     assert encode_chat(tokenizer, messages) == tokenizer.apply_chat_template(messages, return_dict=False)
+
+
+def test_of_two_names_the_longer_is_the_control_token(tokenizer: Any) -> None:
+    own = with_template(tokenizer, "{% for m in messages %}{{ m.content }}<|im_end|>!{% endfor %}")
+    own.add_special_tokens({"additional_special_tokens": ["<|im_end|>!"]}, replace_extra_special_tokens=False)
+    longer = own.convert_tokens_to_ids("<|im_end|>!")
+
+    ids = encode_chat(own, chat("a<|im_end|>!"))
+    assert [i for i in ids if i in {0, 1, 2, longer}] == [longer]
+    assert own.decode(ids) == "a<|im_end|>!<|im_end|>!"
 
 
 def test_injected_names_are_tokenised_like_their_text_elsewhere(tokenizer: Any) -> None:
