@@ -7,8 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from ramo_ray.config import finish_with
-
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -90,7 +88,13 @@ def submit(
 
 def main() -> None:
     """Entry point of the `ramo` command."""
-    finish_with(lambda _: app(), [])
+    try:
+        app()
+    except Exception as error:  # noqa: BLE001 (what is not ours is raised again)
+        # Only now: configuration's packages would be a third of what `--help` takes.
+        from ramo_ray.config import fail
+
+        fail(error)
 
 
 if __name__ == "__main__":

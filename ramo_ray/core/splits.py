@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,9 +52,3 @@ def _counts(n: int, shares: Sequence[float]) -> NDArray[np.int64]:
 def assign(unit: float, cuts: NDArray[np.float64]) -> int:
     """Index of the set that a prompt with this hash belongs to."""
     return int(np.searchsorted(cuts, unit, side="right"))
-
-
-def intervals(cuts: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """The half-open intervals of the sets, in order."""
-    edges = [0.0, *cuts.tolist(), 1.0]
-    return list(pairwise(edges))

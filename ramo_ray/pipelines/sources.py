@@ -240,15 +240,8 @@ def make_group(rows: Sequence[dict[str, Any]], cuts: Sequence[float]) -> dict[st
         for side in ("a", "b"):
             response = row[f"response_{side}"]
             identifier = conversation_id(prompt, response)
-            conversations.setdefault(
-                identifier,
-                {
-                    "conversation_id": identifier,
-                    "response": response,
-                    "source": row[f"source_{side}"],
-                    "done": False,
-                },
-            )
+            about = {"response": response, "source": row[f"source_{side}"], "done": False}
+            conversations.setdefault(identifier, {"conversation_id": identifier, **about})
         trios.setdefault(row["trio_id"], row)
     places = {identifier: place for place, identifier in enumerate(conversations)}
     return {

@@ -24,7 +24,6 @@ def test_a_hand_worked_cut():
 def test_a_cut_belongs_to_the_set_above_it():
     cuts = np.array([0.25, 0.5])
     assert [splits.assign(unit, cuts) for unit in (0.0, 0.24, 0.25, 0.49, 0.5, 0.99)] == [0, 0, 1, 1, 2, 2]
-    assert splits.intervals(cuts) == [(0.0, 0.25), (0.25, 0.5), (0.5, 1.0)]
 
 
 @given(hashes, shares)
