@@ -30,8 +30,8 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name it with make PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "$(PYTHON) is not Python 3.11 to 3.13; name one with make PYTHON=..."; exit 1; }
-	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || { echo "Python's headers are missing (package python3-dev); DeepSpeed compiles against them."; exit 1; }
-	@command -v g++ >/dev/null || { echo "g++ is missing; DeepSpeed compiles an operator with it."; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || { echo "Python's headers are missing (package python3-dev); torch and DeepSpeed may compile against them."; exit 1; }
+	@command -v g++ >/dev/null || { echo "g++ is missing; torch and DeepSpeed may compile operators with it."; exit 1; }
 	@echo "Setting up .venv (4.5 GB, some minutes, once) ..."
 	@$(PYTHON) -m venv .venv
 	@$(PIP) "torch==2.13.0+cpu" || $(PIP) "torch==2.13.0" --index-url https://download.pytorch.org/whl/cpu

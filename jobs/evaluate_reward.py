@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from jobs.display import heading, progress, summary
-from jobs.inputs import check_models, earlier, require_rows
+from jobs.inputs import check_model, earlier, require_rows
 from jobs.session import ray_session
-from jobs.stage import Stage, StageConfig, open_stage, write_json
+from jobs.stage import Stage, StageConfig, locate, open_stage, write_json
 from jobs.train_reward import read_preferences
 from ramo_ray.config import run
 from ramo_ray.core.metrics import accuracy_interval, agreement
@@ -35,7 +35,7 @@ class EvaluateRewardConfig(StageConfig):
 def check(config: EvaluateRewardConfig) -> None:
     """Refuse, before anything starts, a model that is given and cannot be used."""
     if config.model:
-        check_models(config.model)
+        check_model(str(locate(config, "model", config.model)), chat=True)
 
 
 def main(config: EvaluateRewardConfig) -> list[str]:
@@ -67,8 +67,11 @@ def _evaluate(config: EvaluateRewardConfig, stage: Stage) -> None:
     pq.write_table(pa.Table.from_pylist(scored), stage.data / "rewards.parquet")
     known = [row for row in scored if row["reward_chosen"] is not None and row["reward_rejected"] is not None]
     require_rows(len(known), "pair that fits reward.max_length", folder)
-    reason = f"too long: more than reward.max_length = {config.reward.max_length} tokens"
-    bad = [{"origin": str(folder), "id": row["trio_id"], "reason": reason} for row in scored if row not in known]
+    reason = f"too long (reward.max_length = {config.reward.max_length}), or of roles that the model's template refuses"
+    kept = {row["trio_id"] for row in known}
+    bad = [
+        {"origin": str(folder), "id": row["trio_id"], "reason": reason} for row in scored if row["trio_id"] not in kept
+    ]
     counts = stage.counts(rows_in=len(rows), rows_out=len(known), other_split=len(rows) - len(tested), bad=bad)
     scores = reward_scores(known, rows, config.seed)
     write_json(stage.folder / "scores.json", scores)

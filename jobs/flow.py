@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 
+POLL_TIMEOUT = 10
+PARTITION, MAX_PARTITIONS = 2_000, 64
+"""Members that one task brings together by prompt, and the most such tasks."""
+
+
 class Work(NamedTuple):
     """What is to be done, and what of it is done already.
 
@@ -43,11 +48,17 @@ def run_groups(work: Work, store: PartStore, through: Callable[[Dataset, Any], D
     import ray
 
     meter = ray.remote(num_cpus=0)(Meter).remote()
-    groups = prompt_groups(work.source, work.cuts, work.wanted, work.block)
+    groups = prompt_groups(
+        work.source, work.cuts, work.wanted, work.block, partitions=min(MAX_PARTITIONS, 1 + work.total // PARTITION)
+    )
     pending = keep_pending(groups, done, work.member)
 
     def poll() -> tuple[float, str]:
-        sums = ray.get(meter.totals.remote())
+        try:
+            sums = ray.get(meter.totals.remote(), timeout=POLL_TIMEOUT)
+        except ray.exceptions.RayError:
+            # The display is not worth a run: whatever ails Ray is raised where the work is done.
+            return len(done), ""
         calls, seconds = sums.get("calls", 0), sums.get("seconds", 0)
         written = sums.get("groups" if work.member == "prompts" else "rows", 0)
         return len(done) + written, f"{calls:.0f} calls, {calls / seconds:.1f}/s an actor" if seconds else ""

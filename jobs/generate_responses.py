@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field, PositiveInt, model_validator
 
 from jobs.display import heading, summary
-from jobs.inputs import SAMPLES, sample_prompts, source_path
+from jobs.inputs import SAMPLES, check_model, sample_prompts, source_path
 from jobs.session import ray_session
 from jobs.stage import Stage, StageConfig, open_stage
 from ramo_ray.config import run
@@ -46,6 +46,7 @@ def check(config: GenerateResponsesConfig) -> dict[str, str]:
     _source(config)
     for generator in config.generators:
         check_engine(generator)
+        check_model(generator.model, generator.revision, chat=True)
     return {g.name: identity(resolve(g.model, g.revision)) for g in config.generators}
 
 
@@ -59,7 +60,7 @@ def main(config: GenerateResponsesConfig) -> list[str]:
             f"responses in {stage.folder}",
             {"prompts": counts["rows_in"], "trios": counts["trios"], "quarantined prompts": counts["quarantined"]},
         )
-    return [f"python -m jobs.rate CONFIG trios={stage.data / 'trios'}"]
+    return [stage.next_job("rate", trios=stage.data / "trios")]
 
 
 def _generate(config: GenerateResponsesConfig, stage: Stage) -> None:

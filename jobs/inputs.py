@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 from jobs.stage import StageConfig, locate
 from ramo_ray.core.rules import RulePool, load_pool
 from ramo_ray.errors import ConfigError, SourceError
+from ramo_ray.pipelines.reading import SUFFIXES
 from ramo_ray.settings import JudgeSettings, SourceSettings, SplitSettings
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _looks_local(path: str) -> bool:
         path.startswith(("/", ".", "~"))
         or any(c in path for c in "*?[")
         or path.count("/") != 1
-        or Path(path).suffix != ""
+        or path.endswith(SUFFIXES)
     )
 
 
@@ -121,12 +122,14 @@ def check_judge(judge: JudgeSettings, pool: RulePool) -> CheckedJudge:
     )
 
 
-def check_models(*names: str) -> None:
-    """Resolve models by name. Raises `ModelError` for one that is not there."""
+def check_model(name: str, revision: str | None = None, *, chat: bool = False) -> None:
+    """Resolve a model by name. Raises `ModelError` if it is not there or, for `chat`, cannot end a turn."""
     from ramo_ray.models.resolve import resolve
+    from ramo_ray.models.templates import end_of_turn_id, load_tokenizer
 
-    for name in names:
-        resolve(name)
+    path = resolve(name, revision)
+    if chat:
+        end_of_turn_id(load_tokenizer(path))
 
 
 def require_rows(count: int, what: str, where: Path) -> None:

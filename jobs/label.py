@@ -15,9 +15,12 @@ from jobs.session import ray_session
 from jobs.stage import Stage, locate, open_stage, read_json
 from ramo_ray.config import run
 from ramo_ray.core.records import fingerprint
+from ramo_ray.errors import ConfigError
 from ramo_ray.settings import AdapterSettings, JudgeSettings, SelectionSettings, Split
 
 TABLES = ("failures", "ratings", "preferences")
+SPLITTING = ("trios", "limit", "source", "splits")
+"""What decides which prompts are in which split."""
 
 
 class LabelConfig(TrioStageConfig):
@@ -32,8 +35,25 @@ class LabelConfig(TrioStageConfig):
 
 
 def check(config: LabelConfig) -> CheckedJudge:
-    """Refuse, before anything starts, a pool, a rule budget or a judge that cannot be used."""
-    return check_judge(config.judge, rule_pool(config, config.selection.r))
+    """Refuse, before anything starts, a pool, a rule budget, an adapter or a judge that cannot be used."""
+    from ramo_ray.models.adapter import check_adapter
+
+    pool = rule_pool(config, config.selection.r)
+    if config.model:
+        check_adapter(earlier(config, "model", config.model, "", ""), pool.ids)
+    return check_judge(config.judge, pool)
+
+
+def _check_disjoint(config: LabelConfig) -> None:
+    """Refuse to split otherwise than `rate` did in the same run: what was rated on all rules could be labelled then."""
+    rated = read_json(locate(config, "run", config.run) / "rate" / "config.json") if config.run else {}
+    own = config.model_dump(mode="json")
+    other = [key for key in SPLITTING if rated and rated.get(key) != own[key]]
+    if other:
+        raise ConfigError(
+            f"`{other[0]}` = {own[other[0]]!r}, but {config.run}/rate had {rated.get(other[0])!r}: the splits would "
+            "not be disjoint. Give both the same, or leave `run` out and name `model`."
+        )
 
 
 def main(config: LabelConfig) -> list[str]:
@@ -54,7 +74,7 @@ def main(config: LabelConfig) -> list[str]:
                 "quarantined trios": counts["quarantined"],
             },
         )
-    return [f"python -m jobs.train_reward CONFIG preferences={stage.data / 'preferences'}"]
+    return [stage.next_job("train_reward", preferences=stage.data / "preferences")]
 
 
 def _label(config: LabelConfig, stage: Stage) -> None:
@@ -65,6 +85,7 @@ def _label(config: LabelConfig, stage: Stage) -> None:
     from ramo_ray.pipelines.store import PartStore
 
     heading("Preferences")
+    _check_disjoint(config)
     pool = rule_pool(config, config.selection.r)
     adapter = earlier(config, "model", config.model, config.run, "train_adapter/model")
     check_adapter(adapter, pool.ids)

@@ -50,7 +50,7 @@ def main(config: RateConfig) -> list[str]:
                 "quarantined trios": counts["quarantined"],
             },
         )
-    return [f"python -m jobs.train_adapter CONFIG ratings={stage.data / 'ratings'} trios={config.trios or '…'}"]
+    return [stage.next_job("train_adapter", ratings=stage.data / "ratings", trios=config.trios)]
 
 
 def _rate(config: RateConfig, stage: Stage) -> None:

@@ -15,6 +15,7 @@ from jobs.stage import read_json
 from ramo_ray.core.rules import load_pool
 from ramo_ray.evaluation import report_data as rd
 from ramo_ray.evaluation.report import MAX_TRIOS, render
+from ramo_ray.training.metrics import read_rows
 
 MAX_CELLS = 4000
 """Cells (trio and rule) in the plot of both terms of equation 12; more are sampled."""
@@ -37,7 +38,7 @@ def collect(run: Path) -> rd.ReportData:
     found = manifests(run)
     folders = {name: run if (run / "manifest.json").exists() else run / name for name in found}
     configs = {name: read_json(folder / "config.json") for name, folder in folders.items()}
-    pool = load_pool(_first(configs, "rules") or "")
+    pool = load_pool(_pool_file(configs))
     critical = _rows(folders, "train_adapter", "critical")
     preferences = _rows(folders, "label", "preferences")
     scores = found.get("evaluate_reward", {}).get("scores", {})
@@ -73,6 +74,12 @@ def collect(run: Path) -> rd.ReportData:
         fingerprints={f"{name}: {key}": m[key] for name, m in found.items() for key in m if "fingerprint" in key},
         config=configs,
     )
+
+
+def _pool_file(configs: dict[str, Row]) -> str:
+    """The pool's file as the stages found it: a relative one lies under `storage.root`, where that is set."""
+    rules, root = _first(configs, "rules") or "", (_first(configs, "storage") or {}).get("root", "")
+    return str(Path(root).expanduser() / rules) if rules and root else rules
 
 
 def _first(configs: dict[str, Row], key: str) -> Any:
@@ -202,12 +209,7 @@ def _example(critical: Sequence[Row], gamma: float) -> rd.TrioRatings | None:
 
 
 def _curve(folders: dict[str, Path], stage: str) -> rd.TrainingCurve | None:
-    import json
-
-    file = folders.get(stage, Path()) / "metrics.jsonl"
-    if stage not in folders or not file.exists():
-        return None
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(folders[stage] / "metrics.jsonl") if stage in folders else []
     columns = {key: np.array([row[key] for row in rows], dtype=np.float64) for key in CURVES}
     return rd.TrainingCurve(name=stage, steps=np.array([row["step"] for row in rows]), **columns) if rows else None
 

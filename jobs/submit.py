@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +43,9 @@ def submit_job(job: str, words: Sequence[str], *, address: str, detach: bool) ->
     if detach:
         return 0
     asyncio.run(_follow(client, identifier))
-    status = client.get_job_status(identifier)
+    while not (status := client.get_job_status(identifier)).is_terminal():
+        # The log can end before the job's status is settled, or break off.
+        time.sleep(1)
     info = client.get_job_info(identifier)
     console.print(f"{identifier}: {status.value.lower()}")
     if status is JobStatus.SUCCEEDED:

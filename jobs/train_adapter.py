@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from jobs.display import heading, summary
-from jobs.inputs import TrioStageConfig, check_models, earlier, open_source, require_rows, rule_pool
+from jobs.inputs import TrioStageConfig, check_model, earlier, open_source, require_rows, rule_pool
 from jobs.learning import learn
 from jobs.session import ray_session
 from jobs.stage import Stage, open_stage, write_json
@@ -23,6 +23,9 @@ from ramo_ray.settings import (
     Split,
     TrainingSettings,
 )
+
+if TYPE_CHECKING:
+    from ramo_ray.pipelines.sources import Survey
 
 TABLES = ("failures", "critical")
 SPLITS: tuple[Split, ...] = ("adapter_train", "adapter_test")
@@ -40,7 +43,8 @@ class TrainAdapterConfig(TrioStageConfig):
 
 def check(config: TrainAdapterConfig) -> RulePool:
     """Refuse, before anything starts, a pool, a rule budget or a model that cannot be used; give the pool."""
-    check_models(config.embedder.model, config.training.model)
+    check_model(config.embedder.model)
+    check_model(config.training.model, config.training.revision)
     return rule_pool(config, config.selection.r)
 
 
@@ -58,7 +62,7 @@ def main(config: TrainAdapterConfig) -> list[str]:
                 **{f"F1 at r: {name}": scores[name]["f1"] for name in scores},
             },
         )
-    return [f"python -m jobs.label CONFIG model={stage.folder / 'model'} trios={config.trios or '…'}"]
+    return [stage.next_job("label", model=stage.folder / "model", trios=config.trios)]
 
 
 def _train(config: TrainAdapterConfig, stage: Stage) -> None:
@@ -69,17 +73,19 @@ def _train(config: TrainAdapterConfig, stage: Stage) -> None:
     pool = check(config)
     with ray_session(config.ray):
         store = PartStore(str(stage.data), TABLES).open()
-        counts = _select(config, stage, store, pool)
-        rows = store.read("critical").to_pylist()
-        train, held_out = ([row for row in rows if row["split"] == split] for split in SPLITS)
-        require_rows(len(train), "trio to train on", stage.data)
-        require_rows(len(held_out), "trio held out", stage.data)
+        survey, bad = _select(config, stage, store, pool)
+        rows = sorted(store.read("critical").to_pylist(), key=lambda row: str(row["trio_id"]))
+        # Over a threshold a trio may have no critical rule: there is nothing to learn from it, or to find in it.
+        with_rules = [row for row in rows if row["critical"]]
+        train, held_out = ([row for row in with_rules if row["split"] == split] for split in SPLITS)
+        require_rows(len(train), "trio with a critical rule to train on", stage.data)
+        require_rows(len(held_out), "held-out trio with a critical rule", stage.data)
         examples, final = learn(
             stage,
             task="adapter",
             settings=config.training,
             seed=config.seed,
-            write=partial(write_adapter_examples, rows=[row for row in train if row["critical"]]),
+            write=partial(write_adapter_examples, rows=train),
             rule_ids=pool.ids,
             r=config.selection.r,
             details={"rules": len(pool), "trios": len(train), "gamma": config.selection.gamma},
@@ -87,7 +93,18 @@ def _train(config: TrainAdapterConfig, stage: Stage) -> None:
         predicted = _predict(config, stage.folder / "model", held_out, pool)
     scores = _scores(predicted, train, held_out, pool, config.selection.r)
     write_json(stage.folder / "scores.json", scores)
-    counts |= {"trained": examples.rows, "too_long": examples.too_long, "held_out": len(held_out)}
+    too_long = {"origin": "train_adapter", "id": None, "reason": "too long: more tokens than training.max_length"}
+    counts = stage.counts(
+        rows_in=survey.rows,
+        rows_out=len(rows) - examples.too_long,
+        other_split=survey.count([s for s in survey.trios if s not in SPLITS]),
+        bad=[*bad, *([too_long] * examples.too_long)],
+    )
+    counts |= {
+        "trained": examples.rows,
+        "held_out": len(held_out),
+        "without_critical_rules": len(rows) - len(with_rules),
+    }
     stage.finish(
         counts=counts,
         scores=scores,
@@ -98,8 +115,8 @@ def _train(config: TrainAdapterConfig, stage: Stage) -> None:
     )
 
 
-def _select(config: TrainAdapterConfig, stage: Stage, store: Any, pool: RulePool) -> dict[str, Any]:
-    """Select the critical rules of all trios of the adapter's splits into the `critical` table."""
+def _select(config: TrainAdapterConfig, stage: Stage, store: Any, pool: RulePool) -> tuple[Survey, list[Any]]:
+    """Select the critical rules of the adapter's splits into the `critical` table; give the survey and the bad rows."""
     from jobs.flow import Work, run_groups
     from ramo_ray.pipelines import critical, sources
 
@@ -125,12 +142,7 @@ def _select(config: TrainAdapterConfig, stage: Stage, store: Any, pool: RulePool
     )
     done = set(store.read("critical", ["trio_id"])["trio_id"].to_pylist())
     failed = {row["id"]: row for row in store.read("failures").to_pylist() if row["id"] not in done}
-    return stage.counts(
-        rows_in=survey.rows,
-        rows_out=len(done),
-        other_split=survey.count([s for s in survey.trios if s not in SPLITS]),
-        bad=[*survey.bad, *failed.values()],
-    )
+    return survey, [*survey.bad, *failed.values()]
 
 
 def _predict(
@@ -155,12 +167,12 @@ def _scores(
     r: int,
 ) -> dict[str, dict[str, float]]:
     """Precision, recall and F1 of the adapter and of two baselines: the most frequent rules, and random ones."""
-    from ramo_ray.core.metrics import most_frequent, random_expected, set_scores
+    from ramo_ray.core.metrics import SetScores, most_frequent, random_expected, set_scores
 
     true = [row["critical"] for row in held_out]
     frequent = most_frequent([row["critical"] for row in train], rules=len(pool), r=r)
     return {
-        "adapter": set_scores(predicted, true)._asdict(),
+        "adapter": (set_scores(predicted, true) if any(predicted) else SetScores(0.0, 0.0, 0.0))._asdict(),
         "most frequent rules": set_scores([frequent] * len(true), true)._asdict(),
         "random rules": random_expected(true, rules=len(pool), r=r)._asdict(),
     }

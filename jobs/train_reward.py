@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from jobs.display import heading, summary
-from jobs.inputs import check_models, earlier, require_rows
+from jobs.inputs import check_model, earlier, require_rows
 from jobs.learning import learn
 from jobs.session import ray_session
 from jobs.stage import Stage, StageConfig, open_stage
@@ -31,7 +31,7 @@ class TrainRewardConfig(StageConfig):
 
 def check(config: TrainRewardConfig) -> None:
     """Refuse, before anything starts, a model that cannot be used."""
-    check_models(config.training.model)
+    check_model(config.training.model, config.training.revision, chat=True)
 
 
 def main(config: TrainRewardConfig) -> list[str]:
@@ -44,7 +44,7 @@ def main(config: TrainRewardConfig) -> list[str]:
             f"reward model in {stage.folder / 'model'}",
             {"pairs trained on": counts["rows_out"], "last loss": final["loss"], "last accuracy": final["accuracy"]},
         )
-    return [f"python -m jobs.evaluate_reward CONFIG model={stage.folder / 'model'}"]
+    return [stage.next_job("evaluate_reward", model=stage.folder / "model", preferences=config.preferences)]
 
 
 def _train(config: TrainRewardConfig, stage: Stage) -> None:
@@ -57,6 +57,7 @@ def _train(config: TrainRewardConfig, stage: Stage) -> None:
     train = [row for row in rows if row["split"] == "reward_train"]
     ties = [row for row in train if row["tie"]] if config.ties == "drop" else []
     used = [row for row in train if not (row["tie"] and config.ties == "drop")]
+    used.sort(key=lambda row: str(row["trio_id"]))
     require_rows(len(used), "pair of the split reward_train that is no tie", folder)
     with ray_session(config.ray):
         examples, final = learn(
@@ -68,13 +69,14 @@ def _train(config: TrainRewardConfig, stage: Stage) -> None:
             details={"pairs": len(used), "ties": f"{len(ties)} dropped" if ties else config.ties},
         )
     too_long = {"origin": str(folder), "id": None, "reason": "too long: more tokens than training.max_length"}
-    tie = {"origin": str(folder), "reason": "a tie (ties: drop)"}
+    refused = too_long | {"reason": "the model's chat template does not take its order of roles"}
     counts = stage.counts(
-        rows_in=len(rows),
+        rows_in=len(rows) - len(ties),
         rows_out=examples.rows,
         other_split=len(rows) - len(train),
-        bad=[*({**tie, "id": row["trio_id"]} for row in ties), *([too_long] * examples.too_long)],
+        bad=[*([too_long] * examples.too_long), *([refused] * examples.refused)],
     )
+    counts["ties_dropped"] = len(ties)
     stage.finish(counts=counts, training=final, tokens=examples.tokens, fingerprint=rows[0]["fingerprint"])
 
 

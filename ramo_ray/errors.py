@@ -5,7 +5,8 @@
     ├── SourceError              a file or data set that cannot be read as what it should be
     ├── RulePoolError            a rule pool that is empty, repeats itself or is too small
     ├── ModelError               a model folder or tokenizer that cannot serve its purpose
-    │   └── LabelError           label words that a judge cannot tell apart by one token
+    │   ├── LabelError           label words that a judge cannot tell apart by one token
+    │   └── RolesError           a dialogue whose order of roles a model's chat template does not take
     ├── EngineError              an engine that gave no finite answer
     ├── TrainingError            a training run that cannot go on
     ├── FingerprintError         results of another judge, template or pool in the same place
@@ -51,6 +52,10 @@ class ModelError(RamoError):
 
 class LabelError(ModelError):
     """Label words do not each begin with one known token that differs from the others'."""
+
+
+class RolesError(ModelError):
+    """A model's chat template refuses a dialogue's roles: a fault of the row for this model, not of the run."""
 
 
 class EngineError(RamoError):

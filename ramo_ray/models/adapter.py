@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ramo_ray.core.prompts import adapter_text
 from ramo_ray.core.records import Prompt
-from ramo_ray.errors import FingerprintError
+from ramo_ray.errors import FingerprintError, ModelError
 from ramo_ray.models.classifier import Classifier, load_classifier, new_classifier, saved_labels
 from ramo_ray.models.templates import encode_text
 from ramo_ray.settings import DType
@@ -58,12 +58,15 @@ class RuleAdapter(Classifier):
 
 
 def check_adapter(path: Path, rule_ids: Sequence[str]) -> None:
-    """Raise `FingerprintError` if the folder's adapter was trained on another pool, or in another order of it."""
-    _check_pool(path, saved_labels(path), rule_ids)
+    """Raise `FingerprintError` for an adapter of another pool or order, `ModelError` for what is no adapter."""
+    saved = saved_labels(path)
+    if saved is None:
+        raise ModelError(f"{path}: is no Rule Adapter but a language model. Give the `model` folder of train_adapter.")
+    _check_pool(path, saved, rule_ids)
 
 
-def _check_pool(path: Path, saved: Sequence[str] | None, rule_ids: Sequence[str]) -> None:
-    if saved is None or list(saved) == list(rule_ids):
+def _check_pool(path: Path, saved: Sequence[str], rule_ids: Sequence[str]) -> None:
+    if list(saved) == list(rule_ids):
         return
     unknown, gone = set(rule_ids) - set(saved), set(saved) - set(rule_ids)
     if unknown or gone:

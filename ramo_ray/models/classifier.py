@@ -73,7 +73,12 @@ def saved_labels(path: Path) -> list[str] | None:
 def _config(path: Path) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(path, local_files_only=True)
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: no config.json of a model that transformers knows ({' '.join(str(error).split())[:200]})."
+        ) from None
 
 
 def _is_classifier(config: Any) -> bool:
@@ -183,6 +188,11 @@ class Classifier:
         self.model = load_classifier(path, dtype=dtype).eval()
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
 
+    @property
+    def context_length(self) -> int:
+        """Longest row in tokens."""
+        return int(self.model.config.max_position_embeddings)
+
     def logits(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Outputs [n, labels] at each row's last token, in the order asked.
 
@@ -216,7 +226,7 @@ class Classifier:
         return logits
 
     def _check(self, token_ids: Sequence[Sequence[int]]) -> None:
-        context = self.model.config.max_position_embeddings
+        context = self.context_length
         for row, ids in enumerate(token_ids):
             if not 1 <= len(ids) <= context:
                 raise ModelError(f"{self.path}: row {row} has {len(ids)} tokens; the model takes 1 to {context}.")

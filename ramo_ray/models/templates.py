@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ramo_ray.core.records import Message, Prompt
-from ramo_ray.errors import LabelError, ModelError
+from ramo_ray.errors import LabelError, ModelError, RolesError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -112,7 +112,7 @@ def _render(tokenizer: Tokenizer, messages: Prompt, add_generation_prompt: bool)
         )
     except jinja2.TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
-        raise ModelError(f"{tokenizer.name_or_path}: the chat template refuses the roles {roles}: {error}") from None
+        raise RolesError(f"{tokenizer.name_or_path}: the chat template refuses the roles {roles}: {error}") from None
     return text
 
 

@@ -118,12 +118,17 @@ def _messages(value: Any, name: str) -> list[Message]:
 
 def _preference(row: Mapping[str, Any]) -> Pair:
     chosen, rejected = _field(row, "chosen"), _field(row, "rejected")
-    if row.get("prompt") is not None:
+    if row.get("prompt") is not None and not (_is_dialogue(chosen) and _is_dialogue(rejected)):
         prompt = as_prompt(row["prompt"])
         return Pair(prompt, _answer(chosen, "chosen"), _answer(rejected, "rejected"), 0, ordered=False)
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise ValueError("`prompt` is missing and chosen and rejected are plain text")
     return _split_dialogues(_messages(chosen, "chosen"), _messages(rejected, "rejected"))
+
+
+def _is_dialogue(value: Any) -> bool:
+    """Whether this holds more than an answer: then its shared turns are the prompt, whatever `prompt` repeats of it."""
+    return isinstance(value, list) and len(value) > 1
 
 
 def _answer(value: Any, name: str) -> str:

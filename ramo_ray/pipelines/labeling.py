@@ -51,7 +51,8 @@ class RulePicker:
         path = Path(model)
         self.tokenizer = load_tokenizer(path)
         self.adapter = RuleAdapter(path, rule_ids, dtype=adapter.dtype, threads=adapter.threads or os.cpu_count())
-        self.rule_ids, self.r, self.max_length = list(rule_ids), r, adapter.max_length
+        self.rule_ids, self.r = list(rule_ids), r
+        self.max_length = min(adapter.max_length, self.adapter.context_length)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         groups, started = batch.to_pylist(), time.perf_counter()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ramo_ray.core.prompts import check_response
 from ramo_ray.core.records import Message, conversation_id, first_is_a, trio_id
 from ramo_ray.engines import build_engine
+from ramo_ray.errors import RolesError
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import encode_chat, load_tokenizer
 from ramo_ray.pipelines.actors import pool_options
@@ -62,17 +63,26 @@ class ResponseWriter:
 
     def _write(self, groups: Sequence[Group], generator: GeneratorSettings) -> None:
         room = self.engine.context_length - generator.sampling.max_tokens
-        ids = [encode_chat(self.tokenizer, _messages(g, generator), add_generation_prompt=True) for g in groups]
-        fitting = [(group, own) for group, own in zip(groups, ids, strict=True) if len(own) <= room]
+        asked = [(group, ids) for group in groups if (ids := self._prompt(group, generator)) is not None]
+        fitting = [(group, own) for group, own in asked if len(own) <= room]
         texts = self.engine.generate([own for _, own in fitting], generator.sampling) if fitting else []
         for (group, own), completion in zip(fitting, texts, strict=True):
             text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True).strip()
             group["conversations"].append(_conversation(group, generator, text))
             group["tokens"] += len(own) + len(completion.token_ids)
-        for group, own in zip(groups, ids, strict=True):
+        for group, own in asked:
             if len(own) > room:
                 reason = f"too long for {generator.name}: a prompt of {len(own):,} tokens, {room:,} fit"
                 group["bad"].append({"origin": generator.name, "id": group["prompt_id"], "reason": reason})
+
+    def _prompt(self, group: Group, generator: GeneratorSettings) -> list[int] | None:
+        """The prompt's token ids; None, with the reason in the group, where the template does not take its roles."""
+        try:
+            return encode_chat(self.tokenizer, _messages(group, generator), add_generation_prompt=True)
+        except RolesError:
+            reason = f"the chat template of {generator.name} does not take the prompt's order of roles"
+            group["bad"].append({"origin": generator.name, "id": group["prompt_id"], "reason": reason})
+            return None
 
 
 def _messages(group: Group, generator: GeneratorSettings) -> list[Message]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ramo_ray.core.records import Prompt
+from ramo_ray.errors import RolesError
 from ramo_ray.models.reward import RewardModel
 from ramo_ray.models.templates import load_tokenizer, reward_token_ids
 from ramo_ray.pipelines.actors import pool_options
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def score_pairs(preferences: Dataset, reward: RewardSettings, model: str) -> Dataset:
-    """Add `reward_chosen` and `reward_rejected` to rows of `preferences`; null where a conversation is too long."""
+    """Add `reward_chosen` and `reward_rejected` to rows of `preferences`; null where the model cannot take one."""
     return preferences.map_batches(
         PairScorer,
         fn_constructor_kwargs={"settings": reward.model_dump(mode="json"), "model": model},
@@ -36,20 +38,25 @@ class PairScorer:
         path = Path(model)
         self.tokenizer = load_tokenizer(path)
         self.model = RewardModel(path, dtype=reward.dtype, threads=reward.threads or os.cpu_count())
-        self.max_length = reward.max_length
+        self.max_length = min(reward.max_length, self.model.context_length)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         import pyarrow as pa
 
         for side in ("chosen", "rejected"):
-            ids = [
-                reward_token_ids(self.tokenizer, prompt, response[0]["content"])
-                for prompt, response in zip(batch["prompt"].to_pylist(), batch[side].to_pylist(), strict=True)
-            ]
-            places = [place for place, own in enumerate(ids) if len(own) <= self.max_length]
+            pairs = zip(batch["prompt"].to_pylist(), batch[side].to_pylist(), strict=True)
+            ids = [self._token_ids(prompt, response[0]["content"]) for prompt, response in pairs]
+            places = [place for place, own in enumerate(ids) if 0 < len(own) <= self.max_length]
             scores: list[float | None] = [None] * len(ids)
             if places:
                 for place, score in zip(places, self.model.score([ids[p] for p in places]), strict=True):
                     scores[place] = float(score)
             batch = batch.append_column(f"reward_{side}", pa.array(scores, pa.float32()))
         return batch
+
+    def _token_ids(self, prompt: Prompt, response: str) -> list[int]:
+        """The conversation's token ids; none where the model's template does not take its order of roles."""
+        try:
+            return reward_token_ids(self.tokenizer, prompt, response)
+        except RolesError:
+            return []

@@ -186,11 +186,14 @@ def split_of(prompt: str, cuts: Sequence[float]) -> str:
     return SPLITS[splits.assign(unit_interval(prompt, "split"), np.asarray(cuts))]
 
 
-def prompt_groups(source: Source, cuts: Sequence[float], wanted: Sequence[str], group_rows: int) -> Dataset:
+def prompt_groups(
+    source: Source, cuts: Sequence[float], wanted: Sequence[str], group_rows: int, *, partitions: int = 1
+) -> Dataset:
     """Dataset of `groups`, in blocks of `group_rows`: the usable prompts of a source in some splits (or [""]).
 
     A group-by on the prompt brings rows of one prompt together wherever they stand in the source, so that each
-    conversation occurs once. With a `limit` one task reads everything in order; else each file has its own.
+    conversation occurs once. It is a barrier: groups flow, block by block, when the source has been read. With a
+    `limit` one task reads everything in order; else each file has its own. `partitions` tasks bring rows together.
     """
     import ray
 
@@ -200,7 +203,6 @@ def prompt_groups(source: Source, cuts: Sequence[float], wanted: Sequence[str], 
     rows = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         read, batch_size=1, batch_format="pyarrow", num_cpus=0.1
     )
-    partitions = max(1, min(64, len(parts)))
     groups = rows.groupby("prompt_id", num_partitions=partitions).map_groups(
         partial(_make_group, cuts=list(cuts)), batch_format="pyarrow", num_cpus=0.1
     )

@@ -87,7 +87,7 @@ class PartStore(NamedTuple):
 def _ids(rows: pa.Table) -> list[dict[str, str]]:
     """What tells a table's rows apart: not the scores, which may differ in the last digits when a task runs again."""
     keys = [name for name in rows.column_names if name in ("origin", "id") or name.endswith("_id")]
-    return list(rows.select(keys).to_pylist())
+    return sorted(rows.select(keys).to_pylist(), key=lambda row: [str(value) for value in row.values()])
 
 
 def write_groups(groups: Dataset, store: PartStore, convert: Convert, meter: Any) -> None:

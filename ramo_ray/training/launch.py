@@ -156,7 +156,7 @@ def _readable(error: BaseException, run: TrainingRun) -> BaseException:
     if isinstance(error, WorkerGroupError) and any(isinstance(e, RayActorError) for e in _causes(error)):
         return TrainingError(
             f"workers died {run.settings.max_failures + 1} times, most often for lack of memory. Lower "
-            "training.micro_batch or training.workers; run again to go on from the last checkpoint."
+            "training.micro_batch; run again to go on from the last checkpoint."
         )
     return error
 

@@ -254,3 +254,15 @@ def test_no_row_ends_a_run(row: Any) -> None:
 def test_prompts_of_both_forms() -> None:
     assert as_prompt("Hi.") == [{"role": "user", "content": "Hi."}]
     assert as_prompt([QUESTION | {"name": "x"}]) == [QUESTION]
+
+
+def test_a_prompt_beside_whole_dialogues_is_not_needed() -> None:
+    turns = [{"role": "user", "content": "Hi."}]
+    row = {
+        "prompt": "Hi.",
+        "chosen": [*turns, {"role": "assistant", "content": "Hello."}],
+        "rejected": [*turns, {"role": "assistant", "content": "No."}],
+    }
+    trio = to_trio(row, "preference", 1000)
+    assert trio["prompt"] == turns
+    assert {trio["response_a"], trio["response_b"]} == {"Hello.", "No."}
