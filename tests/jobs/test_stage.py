@@ -342,3 +342,22 @@ def test_a_pool_smaller_than_the_budget_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RulePoolError, match=r"selection.r = 3, but the pool `rules` has 2 rules"):
         rule_pool(config, 3)
     assert len(rule_pool(TrioConfig(output=str(tmp_path)), 100)) == 100
+
+
+def test_another_jobs_folder_and_a_pipelines_are_refused(tmp_path: Path) -> None:
+    stop(demo(tmp_path / "run" / "demo"))
+    with pytest.raises(ConfigError, match=r"holds a run of a pipeline.*Give another `output`, such as .*/trios"):
+        Stage(TrioConfig(output=str(tmp_path / "run"))).begin()
+    with pytest.raises(ConfigError, match="holds a run of demo, and this is trios"):
+        Stage(TrioConfig(output=str(tmp_path / "run" / "demo"))).begin()
+
+
+def test_the_next_job_writes_beside_this_one(tmp_path: Path) -> None:
+    stage = Stage(demo(tmp_path / "here"))
+    assert (
+        stage.next_job("label", model="m", trios="") == f"python -m jobs.label CONFIG output={tmp_path}/label model=m"
+    )
+
+
+def test_a_hub_id_may_have_a_dot(tmp_path: Path) -> None:
+    assert source_path(demo(tmp_path), "trios", "owner/set-v0.1") == "owner/set-v0.1"
