@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import PositiveInt
 
+from jobs.session import submitted
 from jobs.stage import StageConfig, locate
 from ramo_ray.core.rules import RulePool, load_pool
 from ramo_ray.errors import ConfigError, SourceError
@@ -114,6 +115,7 @@ def check_judge(judge: JudgeSettings, pool: RulePool) -> CheckedJudge:
     from ramo_ray.pipelines.prompts import JudgePrompts, judge_fingerprint
 
     check_engine(judge)
+    refuse_relative_model(judge.model)
     path = resolve(judge.model, judge.revision)
     tokenizer = load_tokenizer(path)
     prompts = JudgePrompts(tokenizer, judge, pool)
@@ -122,11 +124,22 @@ def check_judge(judge: JudgeSettings, pool: RulePool) -> CheckedJudge:
     )
 
 
+def refuse_relative_model(name: str) -> None:
+    """Refuse a model's folder that only this process would find: a submitted job's copy of the working directory."""
+    folder = Path(name).expanduser()
+    if submitted() and not folder.is_absolute() and (folder.exists() or name.startswith(".")):
+        raise ConfigError(
+            f"model {name}: a submitted job runs in a temporary copy of the working directory. "
+            "Give the absolute path of a folder that every node mounts, or a hub id."
+        )
+
+
 def check_model(name: str, revision: str | None = None, *, chat: bool = False) -> None:
     """Resolve a model by name. Raises `ModelError` if it is not there or, for `chat`, cannot end a turn."""
     from ramo_ray.models.resolve import resolve
     from ramo_ray.models.templates import end_of_turn_id, load_tokenizer
 
+    refuse_relative_model(name)
     path = resolve(name, revision)
     if chat:
         end_of_turn_id(load_tokenizer(path))

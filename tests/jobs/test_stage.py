@@ -15,7 +15,7 @@ import pytest
 from support import ROOT, manifest
 
 from jobs.generate_responses import GenerateResponsesConfig
-from jobs.inputs import TrioStageConfig, earlier, open_source, rule_pool, source_path
+from jobs.inputs import TrioStageConfig, earlier, open_source, refuse_relative_model, rule_pool, source_path
 from jobs.overview import manifests
 from jobs.stage import Stage, StageConfig, is_held, locate, open_stage, read_json, write_json
 from ramo_ray.errors import ConfigError, RamoError, RulePoolError, TooManyBadRowsError
@@ -361,3 +361,15 @@ def test_the_next_job_writes_beside_this_one(tmp_path: Path) -> None:
 
 def test_a_hub_id_may_have_a_dot(tmp_path: Path) -> None:
     assert source_path(demo(tmp_path), "trios", "owner/set-v0.1") == "owner/set-v0.1"
+
+
+def test_a_submitted_job_refuses_a_models_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    refuse_relative_model("models")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for name in ("models", "./models"):
+        with pytest.raises(ConfigError, match="absolute path"):
+            refuse_relative_model(name)
+    refuse_relative_model(str(tmp_path / "models"))
+    refuse_relative_model("owner/name")
