@@ -96,7 +96,7 @@ def test_a_classifier_of_another_size_is_no_base(trained: Path) -> None:
 
 
 def test_a_language_model_is_no_trained_adapter(tiny_model: Path) -> None:
-    with pytest.raises(ModelError, match="is no classifier but LlamaForCausalLM"):
+    with pytest.raises(ModelError, match="is no Rule Adapter but a language model"):
         RuleAdapter(tiny_model, POOL)
 
 
