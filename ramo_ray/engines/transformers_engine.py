@@ -1,19 +1,14 @@
-"""A causal language model in transformers: float32 on CPU, half precision on a GPU, shared beginnings computed once.
-
-Prompts are grouped by `trunks`: a group's trunk goes through the model once and leaves its keys and values in a
-cache; the tails ride on it, many in one forward pass, under a mask that lets each see the trunk and itself only.
-"""
+"""A causal language model in transformers: float32 on CPU, half precision on a GPU, shared beginnings computed once."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ramo_ray.engines import trunks
 from ramo_ray.engines.base import (
     Completion,
     TokenIds,
@@ -24,24 +19,25 @@ from ramo_ray.engines.base import (
     end_ids,
     prompt_seed,
 )
+from ramo_ray.engines.cpu_linear import pack_linears
 from ramo_ray.engines.sampling import choose_tokens
+from ramo_ray.engines.tree_scorer import TreeScorer
 from ramo_ray.errors import EngineError, ModelError
 from ramo_ray.settings import EngineSettings, SamplingSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Tail tokens a pass. A dense mask costs time in its square, a pass costs time of its own; GPUs want more work at once.
-CPU_BUDGET, GPU_BUDGET = 512, 4096
 ROWS = 32
 """Prompts that are continued together."""
 
 
 class TransformersEngine:
-    """An `Engine` on `AutoModelForCausalLM`, for any model whose layers all attend to the whole prompt.
+    """An `Engine` on `AutoModelForCausalLM`.
 
-    A model with other layers (sliding windows, ALiBi, recurrent states) scores its prompts one by one: a mask over
-    packed tails would not say the same to it.
+    Prompts are scored as one prefix tree (see `TreeScorer`), by any model whose layers all attend to the whole prompt
+    and whose attention can be replaced. A model with other layers (sliding windows, ALiBi, recurrent states) scores
+    its prompts one by one.
     """
 
     def __init__(self, settings: EngineSettings, model_path: Path) -> None:
@@ -54,65 +50,17 @@ class TransformersEngine:
         self.context_length = context_within(config, settings.max_length, model_path)
         self.vocabulary_size: int = config.vocab_size
         self.ends = end_ids(self.model.generation_config.eos_token_id, config.eos_token_id)
-        self.shares = _attends_to_all(config)
-        self.budget = CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET
+        if self.device.type == "cpu":
+            pack_linears(self.model)
+        self.scorer = TreeScorer(self.model)
 
     def label_logprobs(self, prompts: Sequence[TokenIds], labels: TokenIds) -> np.ndarray:
         """See `Engine.label_logprobs`."""
-        import torch
-
         check_prompts(prompts, self.context_length)
         check_labels(labels, self.vocabulary_size)
-        result = np.full((len(prompts), len(labels)), np.nan, dtype=np.float32)
-        places: dict[tuple[int, ...], list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            places.setdefault(tuple(prompt), []).append(index)
-        wanted = torch.tensor(list(labels), device=self.device)
-        with torch.inference_mode():
-            for members, logits in self._next_logits(list(places)):
-                logprobs = logits.float().log_softmax(dim=-1).index_select(-1, wanted).cpu().numpy()
-                for member, row in zip(members, logprobs, strict=True):
-                    result[places[member]] = row
-        return checked(result)
-
-    def _next_logits(self, prompts: Sequence[tuple[int, ...]]) -> Iterator[tuple[list[tuple[int, ...]], Tensor]]:
-        """Yield prompts with their next-token logits [prompts, V], each prompt once, in the order of the work."""
-        if not self.shares:
-            yield from (([prompt], self._plain(prompt)) for prompt in prompts)
-            return
-        for group in trunks.plan(prompts):
-            cache = self._cache(prompts[group.members[0]][: group.trunk]) if group.trunk else None
-            for packed in trunks.pack(prompts, group, self.budget):
-                members = [prompts[i] for i in packed.members]
-                whole = cache is None and len(members) == 1
-                yield members, self._plain(members[0]) if whole else self._packed(packed, cache)
-
-    def _plain(self, prompt: TokenIds) -> Tensor:
-        logits: Tensor = self.model(input_ids=self._row(prompt), use_cache=False, logits_to_keep=1).logits
-        return logits[:, -1]
-
-    def _cache(self, trunk: TokenIds) -> Any:
-        return self.model(input_ids=self._row(trunk), use_cache=True, logits_to_keep=1).past_key_values
-
-    def _packed(self, packed: trunks.Packed, cache: Any) -> Tensor:
-        import torch
-
-        logits: Tensor = self.model(
-            input_ids=self._row(packed.token_ids),
-            position_ids=self._row(packed.positions),
-            attention_mask=torch.from_numpy(packed.visible).to(self.device)[None, None],
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=torch.from_numpy(packed.last).to(self.device),
-        ).logits
-        if cache is not None:
-            cache.crop(-len(packed.token_ids))
-        return logits[0]
-
-    def _row(self, ids: TokenIds | np.ndarray) -> Tensor:
-        import torch
-
-        return torch.as_tensor(ids, dtype=torch.long, device=self.device)[None]
+        if not prompts:
+            return np.empty((0, len(labels)), dtype=np.float32)
+        return checked(self.scorer.label_logprobs(prompts, labels))
 
     def generate(self, prompts: Sequence[TokenIds], sampling: SamplingSettings) -> list[Completion]:
         """See `Engine.generate`."""
@@ -183,7 +131,7 @@ class TransformersEngine:
         """See `Engine.close`."""
         import torch
 
-        del self.model
+        del self.model, self.scorer
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -210,10 +158,3 @@ def _load(path: Path, dtype: Any) -> Any:
         # transformers would go on with random numbers in their place.
         raise ModelError(f"{path}: weights are missing ({', '.join(missing[:3])}); give a whole causal language model.")
     return model.eval()
-
-
-def _attends_to_all(config: Any) -> bool:
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    takes_a_mask = config._attn_implementation == "sdpa" and not getattr(config, "alibi", False)
-    return layers == {"full_attention"} and not any(windows) and takes_a_mask

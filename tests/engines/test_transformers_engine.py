@@ -93,15 +93,16 @@ def layouts() -> dict[str, list[list[int]]]:
 
 
 @pytest.mark.parametrize("layout", layouts())
-@pytest.mark.parametrize("budget", [1, 64, 4096])
+@pytest.mark.parametrize("budget", [5, 64, 4096])
 def test_shared_work_equals_one_by_one(folder: Path, engine: TransformersEngine, layout: str, budget: int) -> None:
-    prompts, own = layouts()[layout], engine.budget
-    engine.budget = budget
+    prompts, own = layouts()[layout], engine.scorer.budget
+    engine.scorer.budget, before = budget, engine.scorer.computed
     rows = engine.label_logprobs(prompts, LABELS)
-    engine.budget = own
+    engine.scorer.budget = own
 
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows, plain_logprobs(folder, prompts, LABELS), atol=1e-4)
+    assert engine.scorer.computed - before == len({tuple(p[:end]) for p in prompts for end in range(1, len(p) + 1)})
 
 
 def test_other_models_are_right_too(tmp_path: Path) -> None:
@@ -111,12 +112,14 @@ def test_other_models_are_right_too(tmp_path: Path) -> None:
         "Qwen2": {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
         "Gemma2": {"sliding_window": 16, "head_dim": 16},
         "GPT2": {"n_positions": CONTEXT},
+        "Qwen3": {"head_dim": 32},  # normalises queries and keys
+        "Phi3": {"pad_token_id": 0},  # one product for queries, keys and values
         "Bloom": {},  # ALiBi, and no attention that takes a mask of ours
     }
     for family, changes in families.items():
         folder = save_model(tmp_path / family, family, **changes)
         engine = TransformersEngine(EngineSettings(max_length=CONTEXT), folder)
-        assert engine.shares == (family == "GPT2")
+        assert engine.scorer.shares == (family in ("GPT2", "Qwen3", "Phi3"))
         rows = engine.label_logprobs(prompts, LABELS)
         np.testing.assert_allclose(rows, plain_logprobs(folder, prompts, LABELS), atol=1e-4, err_msg=family)
 

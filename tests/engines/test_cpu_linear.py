@@ -1,0 +1,36 @@
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_packed_layers_give_what_plain_ones_give() -> None:
+    import torch
+
+    from ramo_ray.engines.cpu_linear import pack_linears
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(96, 200), torch.nn.Sequential(torch.nn.Linear(200, 33, bias=False)))
+    inputs = [torch.randn(2, rows, 96) for rows in (1, 7, 512, 700)]
+    with torch.inference_mode():
+        before = [model(x) for x in inputs]
+        pack_linears(model)
+        assert not [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+        for x, expected in zip(inputs, before, strict=True):
+            torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_tied_weights_keep_their_second_use_and_other_numbers_stay() -> None:
+    import torch
+
+    from ramo_ray.engines.cpu_linear import pack_linears
+
+    embedding, head = torch.nn.Embedding(50, 16), torch.nn.Linear(16, 50, bias=False)
+    head.weight = embedding.weight
+    half = torch.nn.Linear(16, 16, dtype=torch.bfloat16)
+    model = torch.nn.ModuleList([embedding, head, half])
+    pack_linears(model)
+
+    with torch.inference_mode():
+        rows = embedding(torch.tensor([3, 4]))
+        torch.testing.assert_close(model[1](rows), rows @ embedding.weight.T)
+    assert model[2] is half
