@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 READY := .venv/.ready
 
-.PHONY: demo test test-fast check setup clean
+.PHONY: demo test test-fast check bench setup clean
 
 demo: $(READY)  ## prompts to a reward model and a report, with the bundled models
 	@$(BIN)/python -m jobs.pipeline jobs/configs/laptop
@@ -21,6 +21,9 @@ check: $(READY)  ## format, lint, types, layers, laziness
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q tests/test_laziness.py
+
+bench: $(READY)  ## judge calls a second, naive and ours, against the machine's ceiling
+	@$(BIN)/python tests/benchmarks/judge.py
 
 setup: $(READY)
 

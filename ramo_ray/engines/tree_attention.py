@@ -7,6 +7,7 @@ later passes see are held here, and no others.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ KeysValues = dict[int, "tuple[Tensor, Tensor]"]
 
 class _Block(NamedTuple):
     queries: slice
-    keys: slice | Tensor
+    keys: list[slice]
     mask: Tensor
 
 
@@ -49,9 +50,9 @@ class PassState:
 
         size = CPU_BLOCK if place.type == "cpu" else one.stop - one.start
         self.held, self.handed_on = held, KeysValues()
-        self.kept = _sliced(one.handed_on, place)
+        self.kept = _runs(one.handed_on)
         self.blocks = [
-            _Block(block.queries, _sliced(block.keys, place), _mask(torch.from_numpy(block.visible), kind).to(place))
+            _Block(block.queries, _runs(block.keys), _mask(torch.from_numpy(block.visible), kind).to(place))
             for block in radix.blocks(tree, one, size)
         ]
 
@@ -62,7 +63,7 @@ class PassState:
         if layer in self.held:
             key = torch.cat([self.held[layer][0], key], dim=2)
             value = torch.cat([self.held[layer][1], value], dim=2)
-        # Copies: a view would hold on to all keys of the pass.
+        # Copies where they would be views, which hold on to all keys of the pass.
         self.handed_on[layer] = (_take(key, self.kept).clone(), _take(value, self.kept).clone())
         seen = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
         for block in self.blocks:
@@ -78,17 +79,19 @@ def _mask(visible: Tensor, kind: dtype) -> Tensor:
     return visible.new_zeros(visible.shape, dtype=kind).masked_fill_(~visible, float("-inf"))
 
 
-def _sliced(places: np.ndarray, place: device) -> slice | Tensor:
+def _runs(places: np.ndarray) -> list[slice]:
+    """Ascending places as slices, each as long as it can be."""
+    cuts = np.flatnonzero(np.diff(places) != 1) + 1
+    return [slice(int(run[0]), int(run[-1]) + 1) for run in np.split(places, cuts) if len(run)]
+
+
+def _take(what: Tensor, runs: Sequence[slice]) -> Tensor:
+    """Some of [1, h, K, D] by its third dimension. Paths are few long runs, which copy faster than an index gathers."""
     import torch
 
-    if len(places) == 0 or places[-1] - places[0] == len(places) - 1:
-        start = int(places[0]) if len(places) else 0
-        return slice(start, start + len(places))
-    return torch.from_numpy(places).to(place)
-
-
-def _take(what: Tensor, places: slice | Tensor) -> Tensor:
-    return what[:, :, places] if isinstance(places, slice) else what.index_select(2, places)
+    if len(runs) == 1:
+        return what[:, :, runs[0]]
+    return torch.cat([what[:, :, run] for run in runs], dim=2) if runs else what[:, :, :0]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:

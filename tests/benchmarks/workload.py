@@ -1,0 +1,48 @@
+"""What the judge's benchmark rates: fixed conversations, all rules of the bundled pool, as token ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ramo_ray.core.records import Prompt
+from ramo_ray.core.rules import load_pool
+from ramo_ray.models.templates import load_tokenizer
+from ramo_ray.pipelines.prompts import JudgePrompts
+from ramo_ray.pipelines.sources import open_trios, read_rows
+from ramo_ray.settings import JudgeSettings, SourceSettings
+
+ROOT = Path(__file__).parents[2]
+HH_RLHF = ROOT / ".." / "shared" / "data" / "hh_rlhf" / "harmless-base.test.jsonl.gz"
+ANSWERS = Path(__file__).with_name("answers.json")
+
+Group = tuple[Prompt, list[str]]
+
+
+class Asked(NamedTuple):
+    """Judge prompts as token ids, one list a prompt group (its responses × all rules), and the labels asked for."""
+
+    groups: list[list[list[int]]]
+    labels: list[int]
+
+
+def pairs(path: Path, count: int) -> list[Group]:
+    """Both responses of the first usable trios of a file."""
+    rows = (row for row in read_rows(open_trios(str(path), SourceSettings(), 4 * count)) if not row.get("reason"))
+    return [(row["prompt"], [row["response_a"], row["response_b"]]) for _, row in zip(range(count), rows, strict=False)]
+
+
+def six_answers() -> list[Group]:
+    """Two prompts with six bundled answers each."""
+    groups = json.loads(ANSWERS.read_text())
+    return [([{"role": "user", "content": group["prompt"]}], group["answers"]) for group in groups]
+
+
+def asked(model: Path, layout: Literal["paper", "rule_last"], groups: list[Group]) -> Asked:
+    """The judge's prompts about all rules, as the rating pipeline makes them."""
+    tokenizer: Any = load_tokenizer(model)
+    prompts = JudgePrompts(tokenizer, JudgeSettings(layout=layout), load_pool())
+    rules = range(len(load_pool()))
+    ids = [[p for answer in answers for p in prompts.ids(prompt, answer, rules)] for prompt, answers in groups]
+    return Asked(ids, prompts.labels)
