@@ -1,7 +1,8 @@
 """A model's linear layers for float32 on a CPU, their weights laid out once as oneDNN's matrix products read them.
 
 A tenth faster than `torch.nn.Linear` for hundreds of tokens at once, and the same to rounding. It takes the place of
-the plain weights, so it needs no memory of its own.
+the plain weights, so it needs no memory of its own. In gated feed-forward layers the activation and the gate's product
+ride on the matrix products, while their numbers are still in the cache.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 ROWS = 512
 """Rows of a product that the layout is chosen for; others are right too."""
+GATED = ("gate_proj", "up_proj", "down_proj")
+"""What Llama and its many kin call the layers of down(silu(gate(x)) · up(x))."""
+TOLERANCE = 1e-4
 
 
 def pack_linears(model: Any) -> None:
@@ -23,8 +27,16 @@ def pack_linears(model: Any) -> None:
         return
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is torch.nn.Linear and child.weight.dtype == torch.float32:
+            if _is_plain(child):
                 setattr(parent, name, _packed(child))
+            elif all(_is_plain(getattr(child, layer, None)) for layer in GATED):
+                setattr(parent, name, _gated(child))
+
+
+def _is_plain(module: Any) -> bool:
+    import torch
+
+    return type(module) is torch.nn.Linear and module.weight.dtype == torch.float32
 
 
 def _packed(linear: Any) -> Any:
@@ -37,7 +49,36 @@ def _packed(linear: Any) -> Any:
             self.bias = None if linear.bias is None else linear.bias.detach()
             self.in_features, self.out_features = linear.in_features, linear.out_features
 
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], "")
+
+        def times(self, x: Tensor, factor: Tensor) -> Tensor:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, factor, self.weight, self.bias, "mul")
 
     return PackedLinear()
+
+
+def _gated(layer: Any) -> Any:
+    """The feed-forward layer with its products packed; as it is but for these if it computes something else."""
+    import torch
+
+    plain = {name: getattr(layer, name) for name in GATED}
+    gate, up, down = map(_packed, plain.values())
+
+    class PackedGated(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_proj, self.up_proj, self.down_proj = gate, up, down
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden: Tensor = self.down_proj(self.up_proj.times(x, self.gate_proj(x, "swish")))
+            return hidden
+
+    probe = torch.linspace(-2, 2, 3 * gate.in_features).view(1, 3, gate.in_features)
+    with torch.inference_mode():
+        packed = PackedGated()
+        if torch.allclose(packed(probe), layer(probe), atol=TOLERANCE, rtol=TOLERANCE):
+            return packed
+    for name, linear in zip(GATED, (gate, up, down), strict=True):
+        setattr(layer, name, linear)
+    return layer

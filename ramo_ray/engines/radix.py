@@ -48,9 +48,20 @@ class Block(NamedTuple):
     queries: slice
     """Which of the pass's nodes."""
     keys: np.ndarray
-    """int64 [K]: what any of them sees, counted over the pass's ancestors and then its own nodes."""
+    """int64 [K]: what any of them sees beyond a trunk, counted over the pass's ancestors and then its own nodes."""
     visible: np.ndarray
     """bool [queries, K]: which of it each of them sees."""
+
+
+class Stretch(NamedTuple):
+    """Neighbouring nodes of a pass below one trunk, which all of them see."""
+
+    queries: slice
+    """Which of the pass's nodes."""
+    trunk: np.ndarray
+    """int64 [A]: the trunk, counted as the keys of blocks are."""
+    blocks: list[Block]
+    """The same nodes, cut up, with what they see below the trunk."""
 
 
 class Pass(NamedTuple):
@@ -157,19 +168,48 @@ def next_pass(tree: Tree, start: int, *, size: int, most_asked: int) -> Pass:
 
 
 def _places(path: np.ndarray, ancestors: np.ndarray, start: int) -> np.ndarray:
-    """Where a path's nodes stand among a pass's ancestors and its own nodes; all are there."""
+    """Where nodes of a path, from its first on, stand among a pass's ancestors and its own nodes; all are there."""
     own = int(np.searchsorted(path, start))
     return np.concatenate([np.arange(own), path[own:].astype(np.int64) - start + len(ancestors)])
 
 
-def blocks(tree: Tree, one: Pass, size: int) -> Iterator[Block]:
-    """A pass's nodes in blocks of at most `size`: a block sees the path to its first node, and itself."""
-    for first in range(one.start, one.stop, size):
-        stop = min(first + size, one.stop)
-        nodes = np.concatenate([path_to(tree, first), np.arange(first, stop, dtype=np.int32)])
-        queries = np.arange(first, stop)[:, None]
-        yield Block(
-            queries=slice(first - one.start, stop - one.start),
-            keys=_places(nodes, one.ancestors, one.start),
-            visible=(nodes <= queries) & (queries < tree.subtree_end[nodes]),
-        )
+def stretches(tree: Tree, one: Pass, *, block: int, slack: int) -> Iterator[Stretch]:
+    """A pass's nodes in stretches, each as long as its nodes share all but some `slack` nodes of their paths."""
+    first = one.start
+    for cut in [*_cuts(tree, one, slack), one.stop]:
+        path = path_to(tree, first)
+        trunk = path[tree.subtree_end[path] >= cut]
+        own = [_block(tree, one, b, min(b + block, cut), len(trunk)) for b in range(first, cut, block)]
+        yield Stretch(slice(first - one.start, cut - one.start), _places(trunk, one.ancestors, one.start), own)
+        first = cut
+
+
+def _cuts(tree: Tree, one: Pass, slack: int) -> Iterator[int]:
+    """The branches of a pass at which the trunk of what came before would lose, or could gain, more than `slack`."""
+    trunk = int(tree.positions[one.start])
+    begin, end = np.searchsorted(tree.branches, [one.start + 1, one.stop])
+    for node in tree.branches[begin:end].tolist():
+        # A node's depth is the length of its path, and at a branch all of the path that is lost is lost at its end.
+        depth = int(tree.positions[node])
+        if depth < trunk - slack or depth > trunk + slack:
+            yield node
+            trunk = depth
+        trunk = min(trunk, depth)
+
+
+def whole(tree: Tree, one: Pass) -> Stretch:
+    """A pass as a single block."""
+    return Stretch(
+        slice(0, one.stop - one.start), np.empty(0, dtype=np.int64), [_block(tree, one, one.start, one.stop, 0)]
+    )
+
+
+def _block(tree: Tree, one: Pass, first: int, stop: int, trunk: int) -> Block:
+    """Some nodes with what they see below the first `trunk` nodes of their paths."""
+    path = np.concatenate([path_to(tree, first), np.arange(first, stop, dtype=np.int32)])
+    nodes, queries = path[trunk:], np.arange(first, stop)[:, None]
+    return Block(
+        queries=slice(first - one.start, stop - one.start),
+        keys=_places(path, one.ancestors, one.start)[trunk:],
+        visible=(nodes <= queries) & (queries < tree.subtree_end[nodes]),
+    )

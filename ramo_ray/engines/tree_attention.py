@@ -1,7 +1,8 @@
 """Attention of one pass over a prefix tree: each node sees its ancestors and itself, and nothing else.
 
-On a CPU the nodes attend block by block, each block over the path to its first node and itself, so the work grows
-with what is seen and not with the square of the pass. A GPU takes the whole pass at once. The keys and values that
+On a CPU, neighbouring nodes attend together to the trunk that all of them see, which needs no mask, and block by
+block to the rest of their paths; the softmax's normalisers put both together exactly. So the work grows with what is
+seen and not with the square of the pass. A GPU takes the whole pass at once under a mask. The keys and values that
 later passes see are held here, and no others.
 """
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 NAME = "ramo_ray_tree"
 CPU_BLOCK = 64
 """Nodes a block: a small one wastes little on what a node does not see, a large one is quicker for what it does."""
+CPU_SLACK = 64
+"""Nodes of its path that a node may have beside its neighbours' trunk: a shorter trunk saves less, for more nodes."""
 
 NOT_COMPUTED = ("softcap", "s_aux", "position_bias", "sliding_window", "head_mask")
 """What some models ask of an attention function beyond a softmax over all that is visible."""
@@ -32,6 +35,12 @@ class _Block(NamedTuple):
     queries: slice
     keys: list[slice]
     mask: Tensor
+
+
+class _Stretch(NamedTuple):
+    queries: slice
+    trunk: list[slice]
+    blocks: list[_Block]
 
 
 class PassState:
@@ -46,15 +55,11 @@ class PassState:
     """
 
     def __init__(self, tree: radix.Tree, one: radix.Pass, held: KeysValues, kind: dtype, place: device) -> None:
-        import torch
-
-        size = CPU_BLOCK if place.type == "cpu" else one.stop - one.start
         self.held, self.handed_on = held, KeysValues()
         self.kept = _runs(one.handed_on)
-        self.blocks = [
-            _Block(block.queries, _runs(block.keys), _mask(torch.from_numpy(block.visible), kind).to(place))
-            for block in radix.blocks(tree, one, size)
-        ]
+        apart = place.type == "cpu"
+        cut = radix.stretches(tree, one, block=CPU_BLOCK, slack=CPU_SLACK) if apart else [radix.whole(tree, one)]
+        self.stretches = [_on_device(stretch, kind, place) for stretch in cut]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """Attention of queries [1, H, T, D] over the held and the new keys and values [1, h, T, D]: [1, T, H, D]."""
@@ -66,12 +71,19 @@ class PassState:
         # Copies where they would be views, which hold on to all keys of the pass.
         self.handed_on[layer] = (_take(key, self.kept).clone(), _take(value, self.kept).clone())
         seen = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
-        for block in self.blocks:
-            own = _attend(
-                query[:, :, block.queries], _take(key, block.keys), _take(value, block.keys), block.mask, scale
-            )
-            seen[:, block.queries] = own
+        for stretch in self.stretches:
+            _attend(stretch, query, key, value, scale, seen)
         return seen
+
+
+def _on_device(stretch: radix.Stretch, kind: dtype, place: device) -> _Stretch:
+    import torch
+
+    blocks = [
+        _Block(block.queries, _runs(block.keys), _mask(torch.from_numpy(block.visible), kind).to(place))
+        for block in stretch.blocks
+    ]
+    return _Stretch(stretch.queries, _runs(stretch.trunk), blocks)
 
 
 def _mask(visible: Tensor, kind: dtype) -> Tensor:
@@ -94,16 +106,58 @@ def _take(what: Tensor, runs: Sequence[slice]) -> Tensor:
     return torch.cat([what[:, :, run] for run in runs], dim=2) if runs else what[:, :, :0]
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
-    """[1, T, H, D]. Heads that share keys become rows of one attention, so that no key is copied for them."""
+def _attend(stretch: _Stretch, query: Tensor, key: Tensor, value: Tensor, scale: float | None, seen: Tensor) -> None:
+    """Write a stretch's attention into `seen` [1, T, H, D]."""
+    trunk = None
+    if stretch.trunk:
+        trunk = _flash(
+            query[:, :, stretch.queries], _take(key, stretch.trunk), _take(value, stretch.trunk), None, scale
+        )
+    for block in stretch.blocks:
+        keys, values = _take(key, block.keys), _take(value, block.keys)
+        if trunk is None:
+            own = _masked(query[:, :, block.queries], keys, values, block.mask, scale)
+        else:
+            here = slice(block.queries.start - stretch.queries.start, block.queries.stop - stretch.queries.start)
+            below = _flash(query[:, :, block.queries], keys, values, block.mask, scale)
+            own = _together((trunk[0][:, :, :, here], trunk[1][:, :, :, here]), below).flatten(1, 2)
+        seen[:, block.queries] = own.transpose(1, 2)
+
+
+def _grouped(query: Tensor, heads: int) -> tuple[Tensor, int]:
+    """Queries [1, H, T, D] as rows [1, h, H/h · T, D]: heads that share keys share one attention, and no key is copied."""
+    group = query.shape[1] // heads
+    return query.reshape(1, heads, group * query.shape[2], query.shape[3]), group
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+    """Attention [1, H, T, D] under a mask."""
     from torch.nn.functional import scaled_dot_product_attention
 
-    _, heads, length, width = query.shape
-    group = heads // key.shape[1]
-    rows = query.reshape(1, key.shape[1], group * length, width)
-    masks = mask.expand(group, *mask.shape).reshape(1, 1, group * length, mask.shape[-1])
-    seen: Tensor = scaled_dot_product_attention(rows, key, value, attn_mask=masks, scale=scale)
-    return seen.view(1, heads, length, value.shape[-1]).transpose(1, 2)
+    rows, group = _grouped(query, key.shape[1])
+    seen: Tensor = scaled_dot_product_attention(rows, key, value, attn_mask=mask.repeat(group, 1), scale=scale)
+    return seen.view(*query.shape[:3], value.shape[-1])
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """Attention [1, h, H/h, T, D], and the logarithm of its normaliser [1, h, H/h, T, 1]."""
+    import torch
+
+    rows, group = _grouped(query, key.shape[1])
+    seen, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        rows, key, value, attn_mask=None if mask is None else mask.repeat(group, 1), scale=scale
+    )
+    apart = (1, key.shape[1], group, query.shape[2])
+    return seen.reshape(*apart, -1), normaliser.reshape(*apart, 1)
+
+
+def _together(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention over two sets of keys, from the attentions over each: a mean by the normalisers' shares."""
+    import torch
+
+    return torch.lerp(other[0], one[0], torch.sigmoid(one[1] - other[1]).to(one[0].dtype))
 
 
 def tree_attention(

@@ -34,3 +34,25 @@ def test_tied_weights_keep_their_second_use_and_other_numbers_stay() -> None:
         rows = embedding(torch.tensor([3, 4]))
         torch.testing.assert_close(model[1](rows), rows @ embedding.weight.T)
     assert model[2] is half
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_gated_layer_gives_what_the_plain_one_gives(activation: str, bias: bool) -> None:
+    import torch
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    from ramo_ray.engines.cpu_linear import pack_linears
+
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=96, intermediate_size=200, hidden_act=activation, mlp_bias=bias)
+    model = torch.nn.Sequential(LlamaMLP(config), LlamaMLP(config))
+    x = 3 * torch.randn(2, 70, 96)
+    with torch.inference_mode():
+        before = model(x)
+        pack_linears(model)
+        torch.testing.assert_close(model(x), before, atol=1e-5, rtol=1e-5)
+    assert not [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    # Only the sigmoid-weighted unit rides on the product; another activation is left to its own module.
+    assert isinstance(model[0], LlamaMLP) == (activation != "silu")

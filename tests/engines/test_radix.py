@@ -90,19 +90,40 @@ def test_what_is_handed_on_is_all_that_the_next_pass_needs(sequences: list[list[
     assert len(held) == 0
 
 
-@given(SEQUENCES, st.integers(1, 8), st.integers(1, 4))
+def seen_through(stretch: radix.Stretch, keys: np.ndarray, nodes: np.ndarray) -> dict[int, list[int]]:
+    """What each node of a stretch sees by its trunk and its blocks, in order."""
+    seen = {}
+    for block in stretch.blocks:
+        for node, visible in zip(nodes[block.queries].tolist(), block.visible, strict=True):
+            seen[node] = [*keys[stretch.trunk].tolist(), *keys[block.keys][visible].tolist()]
+    return seen
+
+
+@given(SEQUENCES, st.integers(1, 12), st.integers(1, 4), st.integers(0, 3))
 @suite
-def test_blocks_show_each_node_its_own_prefix(sequences: list[list[int]], size: int, block_size: int) -> None:
+def test_trunk_and_block_together_show_each_node_its_own_prefix(
+    sequences: list[list[int]], size: int, block: int, slack: int
+) -> None:
     tree = radix.build(sequences)
     for one in walk(tree, size):
-        keys = np.concatenate([one.ancestors, np.arange(one.start, one.stop)])
-        queries: list[int] = []
-        for block in radix.blocks(tree, one, block_size):
-            nodes = np.arange(one.start, one.stop)[block.queries]
-            for node, visible in zip(nodes, block.visible, strict=True):
-                assert keys[block.keys][visible].tolist() == seen_by(tree, int(node))
-            queries += nodes.tolist()
-        assert queries == list(range(one.start, one.stop))
+        nodes = np.arange(one.start, one.stop)
+        keys = np.concatenate([one.ancestors, nodes])
+        expected = {node: seen_by(tree, node) for node in nodes.tolist()}
+        cut = list(radix.stretches(tree, one, block=block, slack=slack))
+
+        assert [node for stretch in cut for node in nodes[stretch.queries]] == nodes.tolist()
+        assert {k: v for stretch in cut for k, v in seen_through(stretch, keys, nodes).items()} == expected
+        assert seen_through(radix.whole(tree, one), keys, nodes) == expected
+
+
+def test_stretches_are_cut_where_the_trunk_changes() -> None:
+    conversations, tails = [[100 + c] * 60 for c in range(2)], [[200 + t] * 5 for t in range(8)]
+    tree = radix.build([[*[1] * 50, *c, *t] for c in conversations for t in tails])
+    one = radix.next_pass(tree, 0, size=1000, most_asked=100)
+    cut = [(s.queries.start, s.queries.stop, len(s.trunk)) for s in radix.stretches(tree, one, block=64, slack=20)]
+
+    # The first conversation down to its first tail's end, its other tails; the second likewise.
+    assert cut == [(0, 115, 0), (115, 150, 110), (150, 215, 50), (215, 250, 110)]
 
 
 def test_a_tree_worked_by_hand() -> None:
