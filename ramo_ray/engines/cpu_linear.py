@@ -23,14 +23,18 @@ def pack_linears(model: Any) -> None:
     """Replace the linear layers of a model in place. Weights that are tied to an embedding keep their second use."""
     import torch
 
-    if not torch.backends.mkldnn.is_available():
-        return
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if _is_plain(child):
-                setattr(parent, name, _packed(child))
-            elif all(_is_plain(getattr(child, layer, None)) for layer in GATED):
-                setattr(parent, name, _gated(child))
+    if torch.backends.mkldnn.is_available():
+        _pack_children(model)
+
+
+def _pack_children(module: Any) -> None:
+    for name, child in list(module.named_children()):
+        if _is_plain(child):
+            setattr(module, name, _packed(child))
+        elif all(_is_plain(getattr(child, layer, None)) for layer in GATED):
+            setattr(module, name, _gated(child))
+        else:
+            _pack_children(child)
 
 
 def _is_plain(module: Any) -> bool:

@@ -125,7 +125,7 @@ def _attend(stretch: _Stretch, query: Tensor, key: Tensor, value: Tensor, scale:
 
 
 def _grouped(query: Tensor, heads: int) -> tuple[Tensor, int]:
-    """Queries [1, H, T, D] as rows [1, h, H/h · T, D]: heads that share keys share one attention, and no key is copied."""
+    """Queries [1, H, T, D] as rows [1, h, H/h · T, D], so that no key is copied for the heads that share it."""
     group = query.shape[1] // heads
     return query.reshape(1, heads, group * query.shape[2], query.shape[3]), group
 
