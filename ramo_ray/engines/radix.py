@@ -197,11 +197,10 @@ def _cuts(tree: Tree, one: Pass, slack: int) -> Iterator[int]:
         trunk = min(trunk, depth)
 
 
-def whole(tree: Tree, one: Pass) -> Stretch:
-    """A pass as a single block."""
-    return Stretch(
-        slice(0, one.stop - one.start), np.empty(0, dtype=np.int64), [_block(tree, one, one.start, one.stop, 0)]
-    )
+def blocks(tree: Tree, one: Pass, size: int) -> Stretch:
+    """A pass's nodes as one stretch in blocks of at most `size`, without a trunk: each block sees the path to it."""
+    cut = [_block(tree, one, first, min(first + size, one.stop), 0) for first in range(one.start, one.stop, size)]
+    return Stretch(slice(0, one.stop - one.start), np.empty(0, dtype=np.int64), cut)
 
 
 def _block(tree: Tree, one: Pass, first: int, stop: int, trunk: int) -> Block:

@@ -2,8 +2,8 @@
 
 On a CPU, neighbouring nodes attend together to the trunk that all of them see, which needs no mask, and block by
 block to the rest of their paths; the softmax's normalisers put both together exactly. So the work grows with what is
-seen and not with the square of the pass. A GPU takes the whole pass at once under a mask. The keys and values that
-later passes see are held here, and no others.
+seen and not with the square of the pass. A GPU takes larger blocks, each with the whole of its path. The keys and
+values that later passes see are held here, and no others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, device, dtype
 
 NAME = "ramo_ray_tree"
-CPU_BLOCK = 64
+CPU_BLOCK, GPU_BLOCK = 64, 512
 """Nodes a block: a small one wastes little on what a node does not see, a large one is quicker for what it does."""
 CPU_SLACK = 64
 """Nodes of its path that a node may have beside its neighbours' trunk: a shorter trunk saves less, for more nodes."""
@@ -57,8 +57,10 @@ class PassState:
     def __init__(self, tree: radix.Tree, one: radix.Pass, held: KeysValues, kind: dtype, place: device) -> None:
         self.held, self.handed_on = held, KeysValues()
         self.kept = _runs(one.handed_on)
-        apart = place.type == "cpu"
-        cut = radix.stretches(tree, one, block=CPU_BLOCK, slack=CPU_SLACK) if apart else [radix.whole(tree, one)]
+        if place.type == "cpu":
+            cut = list(radix.stretches(tree, one, block=CPU_BLOCK, slack=CPU_SLACK))
+        else:
+            cut = [radix.blocks(tree, one, GPU_BLOCK)]
         self.stretches = [_on_device(stretch, kind, place) for stretch in cut]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:

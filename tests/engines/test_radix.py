@@ -113,7 +113,7 @@ def test_trunk_and_block_together_show_each_node_its_own_prefix(
 
         assert [node for stretch in cut for node in nodes[stretch.queries]] == nodes.tolist()
         assert {k: v for stretch in cut for k, v in seen_through(stretch, keys, nodes).items()} == expected
-        assert seen_through(radix.whole(tree, one), keys, nodes) == expected
+        assert seen_through(radix.blocks(tree, one, block), keys, nodes) == expected
 
 
 def test_stretches_are_cut_where_the_trunk_changes() -> None:
