@@ -33,6 +33,9 @@ def prompt(
     rule_prefix: Annotated[
         Literal["keep", "strip"], typer.Option(help='"Accept the response that": keep or strip.')
     ] = "keep",
+    method: Annotated[
+        Literal["three_labels", "two_labels", "number"], typer.Option(help="What the judge may answer (Appendix D).")
+    ] = "three_labels",
     pool: Annotated[str, typer.Option(help="A pool in YAML; empty for the paper's.")] = "",
 ) -> None:
     """Print what the judge is asked on one rule."""
@@ -49,7 +52,7 @@ def prompt(
         check_response(response)
     except ValueError as error:
         raise ConfigError(f"{error}.") from None
-    typer.echo(RatingTemplate(layout, rule_prefix).render(messages, response, loaded.texts[rule]))  # type: ignore[arg-type]
+    typer.echo(RatingTemplate(layout, rule_prefix, method).render(messages, response, loaded.texts[rule]))  # type: ignore[arg-type]
 
 
 @app.command()

@@ -13,6 +13,7 @@ from ramo_ray.config import Config
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 DType = Literal["float32", "bfloat16", "float16"]
+Method = Literal["three_labels", "two_labels", "number"]
 Split = Literal["adapter_train", "adapter_test", "reward_train", "reward_test"]
 SPLITS: tuple[Split, ...] = ("adapter_train", "adapter_test", "reward_train", "reward_test")
 
@@ -79,12 +80,18 @@ class EngineSettings(Config):
 class JudgeSettings(EngineSettings):
     layout: Literal["paper", "rule_last"] = "paper"
     """Where the rule stands in the judge's prompt. `rule_last` lets all rules share the conversation's computation."""
+    method: Method = "three_labels"
+    """How a score is read off the judge (Appendix D). `three_labels`: P(Yes) − P(No) beside Irrelevant, in [−1, 1].
+    `two_labels`: P(Yes) beside No. `number`: the likeliest of 0.0, 0.1 … 1.0. Both of these lie in [0, 1]."""
     chat_template: bool = True
     """Wrap the prompt in the judge's chat template (labels without leading space), or give it raw (labels with one)."""
     rule_prefix: Literal["keep", "strip"] = "keep"
     """`strip` leaves out "Accept the response that", as the authors' code does."""
     labels: tuple[str, str, str] = ("Yes", "No", "Irrelevant")
-    """The judge's words for yes, no and irrelevant, in this order."""
+    """The judge's words for yes, no and irrelevant, in this order; `two_labels` uses the first two, `number` none."""
+    too_long: Literal["quarantine", "truncate_response"] = "quarantine"
+    """What becomes of a conversation that does not fit into the judge's context. `truncate_response` lets the judge
+    read the response's beginning, as much as fits beside the pool's longest rule, and marks the row `truncated`."""
     batch_size: PositiveInt = 4
     """Prompt groups that one call of an actor rates."""
 
@@ -129,7 +136,8 @@ class SelectionSettings(Config):
     r: PositiveInt = 5
     """Rules that are critical for a trio (the rule budget)."""
     gamma: NonNegativeFloat = 2.0
-    """Weight of relevance against discrepancy (equation 12; 0 is equation 11)."""
+    """Weight of relevance against discrepancy (equation 12; 0 is equation 11). Discrepancies reach 2 with three
+    labels, but 1 with `judge.method` two_labels or number: there the same γ weighs relevance twice as much."""
     threshold: NonNegativeFloat | None = None
     """If set, every rule whose discrepancy exceeds it is critical, at most `cap`: the paper's future-work variant."""
     cap: PositiveInt = 20

@@ -18,6 +18,7 @@ import numpy as np
 from ramo_ray.core.records import ROLES, Prompt
 from ramo_ray.core.rules import strip_prefix
 from ramo_ray.core.texts import text_fault
+from ramo_ray.settings import Method
 
 Layout = Literal["paper", "rule_last"]
 RulePrefix = Literal["keep", "strip"]
@@ -63,9 +64,9 @@ def last_human_turn(prompt: Prompt) -> str:
 
 
 @cache
-def _halves(layout: Layout, system: bool) -> tuple[str, str]:
+def _halves(layout: Layout, method: Method, system: bool) -> tuple[str, str]:
     """The template's two halves. The first ends at a colon, so that a tokenizer, too, sees a boundary there."""
-    template = read_template(f"rating_{layout}")
+    template = _rating_template(layout, method)
     if system:
         template = template.replace("Human: {question}", "{system}\n\nHuman: {question}")
     seam = {"rule_last": "Safety Rule:", "paper": "Conversation:" if system else "Human:"}[layout]
@@ -73,13 +74,18 @@ def _halves(layout: Layout, system: bool) -> tuple[str, str]:
     return before + colon, after
 
 
+def _rating_template(layout: Layout, method: Method) -> str:
+    return read_template(f"rating_{layout}" if method == "three_labels" else f"rating_{layout}_{method}")
+
+
 @dataclass(frozen=True)
 class RatingTemplate:
     """The judge's question on one rule and one conversation (Appendix D), in two halves that are computed apart.
 
     One half depends on the conversation only, the other on the rule only; their texts in order are the template
-    with its fields replaced. `layout` "paper" puts the rule first, "rule_last" puts it last. The second half begins
-    with the space after `Human:` or `Safety Rule:`, where the tokens of the halves are those of the whole text.
+    with its fields replaced. `layout` "paper" puts the rule first, "rule_last" puts it last; `method` says what the
+    judge may answer. The second half begins with the space after `Human:` or `Safety Rule:`, where the tokens of the
+    halves are those of the whole text.
 
     In layout "paper" a system message must stand before `Human:`, so there the seam is after `Conversation:` (a
     tokenizer that joins a colon with newlines, as Llama 3's does, then sees one boundary more than in the whole
@@ -88,11 +94,12 @@ class RatingTemplate:
 
     layout: Layout
     rule_prefix: RulePrefix
+    method: Method = "three_labels"
 
     @property
     def text(self) -> str:
         """The template's raw text, for fingerprints."""
-        return read_template(f"rating_{self.layout}")
+        return _rating_template(self.layout, self.method)
 
     @property
     def rule_first(self) -> bool:
@@ -101,12 +108,12 @@ class RatingTemplate:
 
     def rule_part(self, rule: str, *, system: bool = False) -> str:
         """The half with the rule's text. `system` is `has_system` of the conversation's prompt."""
-        half = _halves(self.layout, system)[0 if self.rule_first else 1]
+        half = _halves(self.layout, self.method, system)[0 if self.rule_first else 1]
         return _fill(half, {"rule": strip_prefix(rule) if self.rule_prefix == "strip" else rule})
 
     def conversation_part(self, prompt: Prompt, response: str) -> str:
         """The half with the conversation."""
-        half = _halves(self.layout, has_system(prompt))[1 if self.rule_first else 0]
+        half = _halves(self.layout, self.method, has_system(prompt))[1 if self.rule_first else 0]
         return _fill(half, {"system": prompt[0]["content"], "question": question_text(prompt), "answer": response})
 
     def render(self, prompt: Prompt, response: str, rule: str) -> str:

@@ -32,14 +32,15 @@ Prompt = Sequence[Message]
 class Rating(NamedTuple):
     """A judge's answer on one rule for one conversation (Appendix D).
 
-    `p_yes`, `p_no` and `p_irrelevant` are normalised over the three labels and sum to 1; `label_mass` is the
-    share of the whole vocabulary's probability that the three labels held.
+    `score` lies in [−1, 1] with three labels and in [0, 1] otherwise. `p_yes`, `p_no` and `p_irrelevant` are
+    normalised over the labels asked for and sum to 1; None are those that the method does not ask for. `label_mass`
+    is the share of probability, over everything that the judge might write, that the answers asked for held.
     """
 
     score: float
-    p_yes: float
-    p_no: float
-    p_irrelevant: float
+    p_yes: float | None
+    p_no: float | None
+    p_irrelevant: float | None
     label_mass: float
 
 

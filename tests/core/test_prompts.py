@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from ramo_ray.core import prompts
 from ramo_ray.core.prompts import RatingTemplate, has_system, question_text
+from ramo_ray.settings import Method
 
 SPECIFIED = Path(__file__).resolve().parents[3] / "shared" / "templates"
 LAYOUTS = ("paper", "rule_last")
+METHODS: tuple[Method, ...] = ("three_labels", "two_labels", "number")
 
 # Texts that would break a template engine that looked into what it fills in.
 hostile = st.sampled_from(
@@ -38,7 +40,9 @@ def test_templates_are_the_specified_ones_byte_for_byte():
     specified = {file.name: file.read_bytes() for file in SPECIFIED.glob("*.txt")}
     assert len(specified) == 5
     carried = Path(prompts.__file__).with_name("templates")
-    assert {file.name: file.read_bytes() for file in carried.iterdir()} == specified
+    found = {file.name: file.read_bytes() for file in carried.iterdir()}
+    assert {name: found[name] for name in specified} == specified
+    assert set(found) - set(specified) == {f"rating_{way}_{m}.txt" for way in LAYOUTS for m in METHODS[1:]}
 
 
 def test_a_question_of_one_turn_is_its_text():
@@ -68,6 +72,35 @@ def test_the_rule_last_layout_word_for_word():
     )
 
 
+@pytest.mark.parametrize(
+    ("method", "opening", "closing"),
+    [
+        (
+            "two_labels",
+            "Respond “Yes” or “No”, where “Yes” indicates that the response follows the rule, and “No” means the "
+            "response does not follow the rule.",
+            "please return one of “Yes” or “No” and nothing else.",
+        ),
+        (
+            "number",
+            "Respond with a number from 0.0 to 1.0 with one decimal, where “1.0” indicates that the response follows the "
+            "rule, and “0.0” means the response does not follow the rule.",
+            "please return a number from 0.0 to 1.0 with one decimal and nothing else.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_other_methods_change_what_may_be_answered_and_nothing_else(
+    layout: prompts.Layout, method: Method, opening: str, closing: str
+):
+    text, paper = RatingTemplate(layout, "keep", method).text, RatingTemplate(layout, "keep").text
+    before, _, rest = paper.partition("Respond “Yes”")
+    _, end, after = rest.partition("the conversation is not relevant to the rule.")
+    middle, _, last = after.partition("please return one of “Yes”, “No”, or “Irrelevant” and nothing else.")
+    assert end
+    assert text == before + opening + middle + closing + last
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_system_message_is_a_paragraph_before_the_first_human_turn(layout: prompts.Layout):
     template = RatingTemplate(layout, "keep")
@@ -81,18 +114,19 @@ def test_a_system_message_is_a_paragraph_before_the_first_human_turn(layout: pro
 
 @given(
     layout=st.sampled_from(LAYOUTS),
+    method=st.sampled_from(METHODS),
     paragraph=st.none() | texts,
     turns=st.lists(texts, min_size=1, max_size=5).filter(lambda turns: len(turns) % 2 == 1),
     response=texts,
     rule=texts,
 )
 def test_a_rendered_prompt_is_the_template_with_its_fields_replaced(
-    layout: prompts.Layout, paragraph: str | None, turns: list[str], response: str, rule: str
+    layout: prompts.Layout, method: Method, paragraph: str | None, turns: list[str], response: str, rule: str
 ):
     prompt = [user(text) if place % 2 == 0 else assistant(text) for place, text in enumerate(turns)]
     if paragraph is not None:
         prompt.insert(0, system(paragraph))
-    template = RatingTemplate(layout, "keep")
+    template = RatingTemplate(layout, "keep", method)
     # The template is cut at its fields, so that no replaced text is searched for the next field.
     order = ["{rule}", "{question}", "{answer}"] if layout == "paper" else ["{question}", "{answer}", "{rule}"]
     shown = f"{paragraph}\n\n" if paragraph is not None and paragraph.strip() else ""
