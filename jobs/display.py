@@ -77,6 +77,12 @@ def heading(text: str) -> None:
     console.print(f"[bold]{text}[/bold]")
 
 
+def truncated_line(counts: Mapping[str, int]) -> dict[str, int]:
+    """What a summary says of responses that the judge read in part: nothing where there are none."""
+    cut = counts.get("truncated", 0)
+    return {"with a response cut for the judge": cut} if cut else {}
+
+
 def summary(title: str, rows: Mapping[str, object]) -> None:
     """A final table of names and values."""
     console.print(title, soft_wrap=True, markup=False)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from jobs.display import heading, summary
+from jobs.display import heading, summary, truncated_line
 from jobs.inputs import CheckedJudge, TrioStageConfig, check_judge, earlier, open_source, rule_pool
 from jobs.rate import judge_totals
 from jobs.session import ray_session
@@ -72,6 +72,7 @@ def main(config: LabelConfig) -> list[str]:
                 "seconds saved against all rules": savings["seconds_saved"],
                 "ties": counts["ties"],
                 "quarantined trios": counts["quarantined"],
+                **truncated_line(counts),
             },
         )
     return [stage.next_job("train_reward", preferences=stage.data / "preferences")]
@@ -126,7 +127,7 @@ def _label(config: LabelConfig, stage: Stage) -> None:
     )
     with ray_session(config.ray):
         run_groups(work, store, through, convert)
-    rows = store.read("preferences", ["trio_id", "tie", "chosen_is"]).to_pylist()
+    rows = store.read("preferences", ["trio_id", "tie", "truncated", "chosen_is"]).to_pylist()
     done = {row["trio_id"] for row in rows}
     failed = {row["id"]: row for row in store.read("failures").to_pylist() if row["id"] not in done}
     counts = stage.counts(
@@ -137,6 +138,7 @@ def _label(config: LabelConfig, stage: Stage) -> None:
     )
     counts |= {
         "ties": sum(row["tie"] for row in rows),
+        "truncated": sum(row["truncated"] for row in rows),
         "chosen_a": sum(row["chosen_is"] == "a" for row in rows),
         "chosen_b": sum(row["chosen_is"] == "b" for row in rows),
     }

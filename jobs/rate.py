@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from jobs.display import heading, summary
+from jobs.display import heading, summary, truncated_line
 from jobs.inputs import CheckedJudge, TrioStageConfig, check_judge, open_source, rule_pool
 from jobs.session import ray_session
 from jobs.stage import Stage, open_stage
@@ -48,6 +48,7 @@ def main(config: RateConfig) -> list[str]:
                 "judge calls": judge["calls"],
                 "calls a second and actor": judge["calls"] / judge["seconds"] if judge["seconds"] else 0.0,
                 "quarantined trios": counts["quarantined"],
+                **truncated_line(counts),
             },
         )
     return [stage.next_job("train_adapter", ratings=stage.data / "ratings", trios=config.trios)]
@@ -89,6 +90,7 @@ def _rate(config: RateConfig, stage: Stage) -> None:
         bad=[*survey.bad, *failed.values()],
     )
     counts |= {"trios": trios, "conversations": len(done), "conversations_expected": expected}
+    counts["truncated"] = len(truncated_conversations(store))
     stage.finish(
         counts=counts,
         judge=judge_totals(store) | {"cells": len(done) * len(pool), "exact_seam": judge.exact_seam},
@@ -101,6 +103,13 @@ def rated_conversations(store: PartStore) -> set[str]:
     """Ids of the conversations that have ratings."""
     rows = store.read("ratings", ["conversation_id", "error"])
     return set(rows.filter(rows["error"].is_null())["conversation_id"].to_pylist())
+
+
+def truncated_conversations(store: PartStore) -> set[str]:
+    """Ids of the conversations whose response was cut for the judge, and which have ratings."""
+    rows = store.read("ratings", ["conversation_id", "truncated", "error"])
+    rated = rows.filter(rows["error"].is_null())
+    return set(rated.filter(rated["truncated"])["conversation_id"].to_pylist())
 
 
 def judge_totals(store: PartStore) -> dict[str, float]:

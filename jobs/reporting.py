@@ -96,6 +96,7 @@ def _facts(configs: dict[str, Row]) -> dict[str, str]:
         "source": _first(configs, "trios") or _first(configs, "prompts"),
         "judge": judge.get("model"),
         "layout": judge.get("layout"),
+        "method": judge.get("method"),
         "r": selection.get("r"),
         "γ": selection.get("gamma"),
         "embedder": (_first(configs, "embedder") or {}).get("model"),
@@ -144,6 +145,7 @@ def _cost(name: str, manifest: Row) -> rd.StageCost:
         rows_out=counts.get("rows_out"),
         quarantined=counts.get("quarantined"),
         other_split=counts.get("other_split"),
+        truncated=counts.get("truncated"),
         judge_calls=judge.get("calls"),
         tokens=judge.get("tokens", manifest.get("tokens")),
         seconds=manifest.get("seconds"),
@@ -227,6 +229,16 @@ def _margins(folders: dict[str, Path]) -> np.ndarray | None:
 
 def _labelled(row: Row) -> rd.LabelledTrio:
     human = None if row["label"] is None else ("a", "b")[row["label"]]
-    keys = ("trio_id", "prompt", "chosen_is", "rule_ids", "scores_chosen", "scores_rejected", "margin", "tie")
+    keys = (
+        "trio_id",
+        "prompt",
+        "chosen_is",
+        "rule_ids",
+        "scores_chosen",
+        "scores_rejected",
+        "margin",
+        "tie",
+        "truncated",
+    )
     texts = {side: row[side][0]["content"] for side in ("chosen", "rejected")}
     return rd.LabelledTrio(**{key: row[key] for key in keys}, **texts, human=human)  # type: ignore[arg-type]

@@ -36,6 +36,10 @@ class Candidates(NamedTuple):
         """Each prompt with each prefix behind it: what an engine is asked, prompt by prompt."""
         return [[*prompt, *prefix] for prompt in prompts for prefix in self.prefixes]
 
+    def question_tokens(self, prompts: Sequence[TokenIds]) -> int:
+        """Tokens of all `questions` together."""
+        return len(self.prefixes) * sum(map(len, prompts)) + len(prompts) * sum(map(len, self.prefixes))
+
     def logprobs(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
         """Log-probabilities of the answers, [prompts, answers], from those of `tokens` after each of `questions`.
 

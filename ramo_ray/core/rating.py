@@ -15,7 +15,7 @@ NUMBERS = tuple(f"{tenths / 10:.1f}" for tenths in range(11))
 Logprobs = NDArray[np.floating]
 
 
-def ratings(method: Method, logprobs: Logprobs) -> list[Rating]:
+def ratings_by_method(method: Method, logprobs: Logprobs) -> list[Rating]:
     """Turn the log-probabilities of a method's answers, [n, answers] in their order, into n ratings.
 
     Raises:

@@ -78,6 +78,8 @@ class StageCost:
     quarantined: int | None = None
     other_split: int | None = None
     """Rows that this stage leaves to another split."""
+    truncated: int | None = None
+    """What it rated with a response cut to the judge's context: conversations, or labelled trios."""
     judge_calls: int | None = None
     tokens: int | None = None
     seconds: float | None = None
@@ -166,6 +168,8 @@ class LabelledTrio:
     scores_rejected: Sequence[float]
     margin: float
     tie: bool
+    truncated: bool = False
+    """Whether the judge read one of the responses only in part."""
     human: Side | None = None
 
 

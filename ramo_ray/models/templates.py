@@ -51,6 +51,18 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
+def token_ends(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Where a text may be cut between two tokens: the numbers of characters before each such place, rising.
+
+    The end is one of them, the beginning is not, nor is a place within a character that takes several tokens. Needs a
+    fast tokenizer.
+    """
+    offsets = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+    )["offset_mapping"]
+    return sorted({end for _, end in offsets if end > 0})
+
+
 def encode_chat(tokenizer: Tokenizer, messages: Prompt, *, add_generation_prompt: bool = False) -> list[int]:
     """Token ids of a conversation in the model's chat template.
 
@@ -153,9 +165,7 @@ def label_token_ids(tokenizer: Tokenizer, words: Sequence[str], *, leading_space
     Raises `LabelError` unless each word begins with a known token that differs from the others': what is read off
     a judge is the probability of one token.
     """
-    # Within a sentence, because some tokenizers put a space of their own before the first word of any text.
-    before = encode_text(tokenizer, ".") if leading_space else []
-    spelled = [encode_text(tokenizer, f". {word}" if leading_space else word)[len(before) :] for word in words]
+    spelled = _spelled(tokenizer, words, leading_space)
     faults = [f"`{word}` has no token" for word, ids in zip(words, spelled, strict=True) if not word.strip() or not ids]
     faults += [
         f"`{w}` begins with the unknown token"
@@ -173,6 +183,27 @@ def label_token_ids(tokenizer: Tokenizer, words: Sequence[str], *, leading_space
             f"labels: {'; '.join(faults)}. Give words that begin with different tokens of {tokenizer.name_or_path}."
         )
     return first
+
+
+def answer_token_ids(tokenizer: Tokenizer, words: Sequence[str], *, leading_space: bool) -> list[list[int]]:
+    """All tokens of each answer, as a judge would write it at once or, with `leading_space`, after a sentence.
+
+    Raises `LabelError` for an answer that the tokenizer cannot spell.
+    """
+    spelled = _spelled(tokenizer, words, leading_space)
+    unknown = [w for w, ids in zip(words, spelled, strict=True) if not ids or tokenizer.unk_token_id in ids]
+    if unknown:
+        raise LabelError(
+            f"answers: {tokenizer.name_or_path} has no tokens for {', '.join(f'`{word}`' for word in unknown)}. "
+            "Take another judge, or another judge.method."
+        )
+    return spelled
+
+
+def _spelled(tokenizer: Tokenizer, words: Sequence[str], leading_space: bool) -> list[list[int]]:
+    # Within a sentence, because some tokenizers put a space of their own before the first word of any text.
+    before = encode_text(tokenizer, ".") if leading_space else []
+    return [encode_text(tokenizer, f". {word}" if leading_space else word)[len(before) :] for word in words]
 
 
 def _unknown(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:

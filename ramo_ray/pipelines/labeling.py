@@ -133,6 +133,7 @@ def _preference(group: Group, trio: Mapping[str, Any], tie_tolerance: float) -> 
         "scores_rejected": scores[1 - first].tolist(),
         "margin": margin,
         "tie": tie,
+        "truncated": any(side["truncated"] for side in sides),
         "label": trio["label"],
         "split": group["split"],
         "labeler": LABELER,

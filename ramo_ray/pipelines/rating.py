@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from ramo_ray.core.rating import ratings_from_logprobs
+from ramo_ray.core.rating import ratings_by_method
 from ramo_ray.core.records import Rating
 from ramo_ray.core.rules import make_pool
 from ramo_ray.engines import build_engine
@@ -14,6 +15,7 @@ from ramo_ray.errors import EngineError
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines.actors import pool_options
+from ramo_ray.pipelines.fitting import Fitted, fit, fit_or_cut
 from ramo_ray.pipelines.prompts import JudgePrompts
 from ramo_ray.pipelines.tables import table
 from ramo_ray.settings import JudgeSettings
@@ -59,6 +61,8 @@ class RuleJudge:
 
     def __init__(self, settings: Mapping[str, Any], rules: Sequence[str], asked: Asked, meter: Any) -> None:
         judge = JudgeSettings.model_validate(settings)
+        self.method = judge.method
+        self.fit = fit_or_cut if judge.too_long == "truncate_response" else fit
         path = resolve(judge.model, judge.revision)
         self.pool = make_pool("judge", list(rules), origin="rules")
         self.prompts = JudgePrompts(load_tokenizer(path), judge, self.pool)
@@ -72,19 +76,21 @@ class RuleJudge:
         for group in groups:
             for conversation in group["conversations"]:
                 _set_ratings(conversation, [], [])
-        prompts = [self._prompts(group, place, asked) for group, place, asked in jobs]
-        for (group, place, asked), own, answer in zip(jobs, prompts, self._answers(prompts), strict=True):
+                conversation["truncated"] = False
+        fitted = [self._fitted(group, place, asked) for group, place, asked in jobs]
+        for (group, place, asked), own, answer in zip(jobs, fitted, self._answers(fitted), strict=True):
             conversation = group["conversations"][place]
+            conversation["truncated"] = own.truncated
             if isinstance(answer, str):
                 conversation["error"] = answer
                 continue
             _set_ratings(conversation, [self.pool.ids[rule] for rule in asked], answer)
-            group["calls"] += len(own)
-            group["tokens"] += sum(map(len, own))
+            group["calls"] += len(own.prompts)
+            group["tokens"] += self.prompts.answers.question_tokens(own.prompts)
         seconds = time.perf_counter() - started
         for group in groups:
             group["seconds"] += seconds / len(groups)
-        self.meter.add.remote(calls=sum(map(len, prompts)), seconds=seconds)
+        self.meter.add.remote(calls=sum(len(own.prompts) for own in fitted), seconds=seconds)
         return table("groups", groups)
 
     def _asked(self, group: Group) -> list[list[int]]:
@@ -98,45 +104,35 @@ class RuleJudge:
                 asked[side].update(self.pool.index_of(rule) for rule in trio["rule_ids"] or ())
         return [sorted(rules) for rules in asked]
 
-    def _prompts(self, group: Group, place: int, rules: list[int]) -> list[list[int]]:
-        return self.prompts.ids(group["prompt"], group["conversations"][place]["response"], rules)
+    def _fitted(self, group: Group, place: int, rules: list[int]) -> Fitted:
+        response = group["conversations"][place]["response"]
+        return self.fit(self.prompts, group["prompt"], response, rules, self.engine.context_length)
 
-    def _answers(self, prompts: Sequence[list[list[int]]]) -> list[list[Rating] | str]:
+    def _answers(self, fitted: Sequence[Fitted]) -> list[list[Rating] | str]:
         """Ratings, or the reason why there are none, for each conversation's prompts.
 
         All conversations go to the engine at once. If it fails, each goes alone, so that one of them cannot take
         the others along.
         """
-        fits = [not own or max(map(len, own)) <= self.engine.context_length for own in prompts]
-        together = [ids for own, fit in zip(prompts, fits, strict=True) if fit for ids in own]
         try:
-            rows = self._ratings(together)
+            rows = iter(self._ratings([prompt for own in fitted for prompt in own.prompts]))
         except EngineError:
-            return [self._alone(own) for own in prompts]
-        answers: list[list[Rating] | str] = []
-        for own, fit in zip(prompts, fits, strict=True):
-            answers.append(rows[: len(own)] if fit else self._too_long(own))
-            rows = rows[len(own) :] if fit else rows
-        return answers
+            return [own.fault or self._alone(own.prompts) for own in fitted]
+        return [own.fault or list(itertools.islice(rows, len(own.prompts))) for own in fitted]
 
-    def _alone(self, own: list[list[int]]) -> list[Rating] | str:
-        if max(map(len, own)) > self.engine.context_length:
-            return self._too_long(own)
+    def _alone(self, prompts: list[list[int]]) -> list[Rating] | str:
         try:
-            return self._ratings(own)
+            return self._ratings(prompts)
         except EngineError as error:
             return f"the judge gave no answer: {error}"
 
-    def _too_long(self, own: list[list[int]]) -> str:
-        longest = max(map(len, own))
-        return f"too long for the judge: {longest:,} tokens, its context holds {self.engine.context_length:,}"
-
-    def _ratings(self, ids: list[list[int]]) -> list[Rating]:
-        if not ids:
+    def _ratings(self, prompts: list[list[int]]) -> list[Rating]:
+        if not prompts:
             return []
-        logprobs: np.ndarray = self.engine.label_logprobs(ids, self.prompts.labels)
+        answers = self.prompts.answers
+        rows: np.ndarray = self.engine.label_logprobs(answers.questions(prompts), self.prompts.labels)
         try:
-            return ratings_from_logprobs(logprobs)
+            return ratings_by_method(self.method, answers.logprobs(rows))
         except ValueError as error:
             raise EngineError(str(error)) from None
 
@@ -167,6 +163,7 @@ def rating_rows(group: Group, fingerprint: str) -> list[dict[str, Any]]:
             "conversation_id": conversation["conversation_id"],
             "rule_ids": conversation["rule_ids"],
             **{field: conversation[field] for field in RATING_FIELDS},
+            "truncated": conversation["truncated"],
             "error": conversation["error"],
             "fingerprint": fingerprint,
         }

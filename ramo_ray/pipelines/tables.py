@@ -27,6 +27,7 @@ def schema(name: str) -> pa.Schema:
         ("p_no", floats),
         ("p_irrelevant", floats),
         ("label_mass", floats),
+        ("truncated", pa.bool_()),
         ("error", string),
     ]
     trio = [("trio_id", string), ("a", pa.int32()), ("b", pa.int32()), ("label", pa.int8())]
@@ -80,6 +81,7 @@ def schema(name: str) -> pa.Schema:
             ("scores_rejected", floats),
             ("margin", pa.float32()),
             ("tie", pa.bool_()),
+            ("truncated", pa.bool_()),
             ("label", pa.int8()),
             ("split", string),
             ("labeler", string),

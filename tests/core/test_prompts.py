@@ -83,8 +83,8 @@ def test_the_rule_last_layout_word_for_word():
         ),
         (
             "number",
-            "Respond with a number from 0.0 to 1.0 with one decimal, where “1.0” indicates that the response follows the "
-            "rule, and “0.0” means the response does not follow the rule.",
+            "Respond with a number from 0.0 to 1.0 with one decimal, where “1.0” indicates that the response follows "
+            "the rule, and “0.0” means the response does not follow the rule.",
             "please return a number from 0.0 to 1.0 with one decimal and nothing else.",
         ),
     ],

@@ -21,6 +21,7 @@ def conversation(name: str, *scores: float, rules: list[str] = RULES, error: str
         "rule_ids": [] if error else rules,
         "score": list(scores),
         **{field: list(scores) for field in ("p_yes", "p_no", "p_irrelevant", "label_mass")},
+        "truncated": False,
         "error": error,
     }
 
