@@ -56,3 +56,22 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
 def all_gone(processes: Sequence[psutil.Process]) -> bool:
     """Whether none of these processes runs any more."""
     return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def merging_tokenizer(pattern: str, *merges: tuple[str, str]) -> Any:
+    """A byte-level tokenizer that merges what it is told, and the beginnings of the labels, within a pattern."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = (*merges, *(("Ġ", letter) for letter in "YNI"))
+    words = [*characters, *(one + other for one, other in merges)]
+    backend = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, list(merges)))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)

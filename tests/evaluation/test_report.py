@@ -288,3 +288,13 @@ def test_at_most_two_hundred_trios_and_two_megabytes(report_data: ReportData) ->
     assert len(html.encode()) < 2_000_000
     assert "more characters, in the table" in page.all_text
     assert trios[0].prompt[0]["content"] in page.all_text, "only the longest texts are cut"
+
+
+def test_responses_that_the_judge_read_in_part_are_announced(report_data: ReportData) -> None:
+    assert "read only in part" not in render(report_data)
+    stages = [replace(s, truncated={"rate": 3, "label": 2}.get(s.name)) for s in report_data.stages]
+    first, *others = report_data.trios
+    page = render(replace(report_data, stages=stages, trios=[replace(first, truncated=True), *others]))
+    assert "In <code>rate</code> 3 conversations have a response that the judge read only in part" in page
+    assert "In <code>label</code> 2 trios have a response that the judge read only in part" in page
+    assert page.count("The judge read a response only in part") == 1

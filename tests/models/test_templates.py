@@ -10,6 +10,7 @@ from ramo_ray.core.records import Message
 from ramo_ray.errors import LabelError, ModelError
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import (
+    answer_token_ids,
     chat_frame,
     encode_chat,
     encode_text,
@@ -218,6 +219,14 @@ def test_an_unknown_label_is_refused(metaspace: Any) -> None:
 
     with pytest.raises(LabelError, match="`是` begins with the unknown token"):
         label_token_ids(bare, ["是", "No"], leading_space=False)
+
+
+def test_answers_are_spelled_whole_or_refused(tokenizer: Any, metaspace: Any) -> None:
+    at_once, behind = (answer_token_ids(tokenizer, ["0.5", "No"], leading_space=space) for space in (False, True))
+    assert [tokenizer.decode(ids) for ids in at_once] == ["0.5", "No"]
+    assert [tokenizer.decode(ids) for ids in behind] == [" 0.5", " No"]
+    with pytest.raises(LabelError, match="has no tokens for `0是`"):
+        answer_token_ids(metaspace, ["0是", "No"], leading_space=True)
 
 
 @pytest.mark.parametrize(

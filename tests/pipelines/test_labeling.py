@@ -105,6 +105,16 @@ def test_a_conversation_in_two_trios_is_one_row_of_ratings() -> None:
     assert tables["failures"] == []
 
 
+@pytest.mark.parametrize("cut", [(), (0,), (1,), (0, 1)])
+def test_a_response_cut_for_the_judge_on_either_side_marks_the_preference(cut: tuple[int, ...]) -> None:
+    conversations = [conversation("A", 1, 1, 1), conversation("B", 0, 0, 0)]
+    for place in cut:
+        conversations[place]["truncated"] = True
+    tables = label(group(conversations, trio(0, 1)))
+    assert [row["truncated"] for row in tables["preferences"]] == [bool(cut)]
+    assert [row["truncated"] for row in tables["ratings"]] == [place in cut for place in (0, 1)]
+
+
 def test_an_error_spoils_its_own_trios_only() -> None:
     conversations = [conversation("A", 1, 1, 1), conversation("B", error="no answer"), conversation("C", 0, 0, 0)]
     tables = label(group(conversations, trio(0, 1), trio(0, 2), trio(1, 2)))
