@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 READY := .venv/.ready
 
-.PHONY: demo test test-fast check bench setup clean
+.PHONY: demo test test-fast check bench bench-exact setup clean
 
 demo: $(READY)  ## prompts to a reward model and a report, with the bundled models
 	@$(BIN)/python -m jobs.pipeline jobs/configs/laptop
@@ -24,6 +24,9 @@ check: $(READY)  ## format, lint, types, layers, laziness
 
 bench: $(READY)  ## judge calls a second, naive and ours, against the machine's ceiling
 	@$(BIN)/python tests/benchmarks/judge.py
+
+bench-exact: $(READY)  ## every engine and layout against one prompt at a time: an hour
+	@$(BIN)/python tests/benchmarks/exact.py
 
 setup: $(READY)
 

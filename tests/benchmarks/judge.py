@@ -1,23 +1,27 @@
 """Judge calls a second: 100 rules on fixed conversations, naive ways and ours, beside what the machine can do.
 
-Run by `make bench`. Prints a table and writes runs/bench/judge.json.
+Run by `make bench`. Prints a table and writes judge.json, judge.svg and judge.png; `exact.py` compares the answers in
+full, here a sample of them is.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ceiling import ceiling_tokens
+from drawing import draw
 from rich.console import Console
 from rich.table import Table
-from workload import HH_RLHF, ROOT, Asked, asked, pairs, six_answers
+from vllm_ways import vllm_ways
+from workload import HH_RLHF, ROOT, Asked, Way, asked, pairs, six_answers
 
 from ramo_ray.engines.transformers_engine import TransformersEngine
 from ramo_ray.models.resolve import resolve
@@ -25,111 +29,127 @@ from ramo_ray.settings import EngineSettings
 
 TRIOS = 8
 GROUPS_A_CALL = 4
-NAIVE_EVERY = 101
-"""The naive way answers one in so many prompts: rules and conversations take turns, in a hundredth of the time."""
-TOLERANCE = 1e-4
+EVERY = 101
+"""One in so many prompts is asked one by one: rules and conversations take turns, in a hundredth of the time."""
+TOLERANCES = {"transformers": 1e-4, "vllm": 2e-3}
+"""Largest difference from one-by-one scoring in float32, by engine."""
 
 
-class Measured(NamedTuple):
-    """One way's speed, and its answers by prompt."""
-
-    calls: float
-    tokens: float
-    distinct: int
-    rows: np.ndarray
-
-
-def naive_transformers(model: Any, work: Asked) -> Measured:
+def naive_transformers(model: Any, work: Asked) -> Way:
     """One prompt at a time through transformers, as its documentation shows."""
     import torch
 
-    prompts = [prompt for group in work.groups for prompt in group][::NAIVE_EVERY]
+    prompts = [prompt for group in work.groups for prompt in group][::EVERY]
     with torch.inference_mode():
-        model(torch.tensor([prompts[0]]))
+        model(torch.tensor([prompts[0]], device=model.device))
         started = time.perf_counter()
         rows = [_one(model, prompt, work.labels) for prompt in prompts]
-    seconds = time.perf_counter() - started
-    tokens = sum(map(len, prompts))
-    return Measured(len(prompts) / seconds, tokens / seconds, tokens, np.stack(rows))
+    seconds, tokens = time.perf_counter() - started, sum(map(len, prompts))
+    return Way(len(prompts) / seconds, tokens / seconds, tokens, 0, rows)
 
 
-def _one(model: Any, prompt: list[int], labels: list[int]) -> np.ndarray:
+def _one(model: Any, prompt: list[int], labels: list[int]) -> list[float]:
     import torch
 
-    ids = torch.tensor([prompt], device=model.device)
-    logits = model(ids, use_cache=False, logits_to_keep=1).logits[0, -1].float()
-    row: np.ndarray = logits.log_softmax(-1)[labels].cpu().numpy()
+    logits = model(torch.tensor([prompt], device=model.device), logits_to_keep=1).logits[0, -1].float()
+    row: list[float] = logits.log_softmax(-1)[labels].tolist()
     return row
 
 
-def ours(engine: TransformersEngine, work: Asked) -> Measured:
-    """The engine, called as the rating pipeline calls it: a few prompt groups at a time."""
+def shared(engine: TransformersEngine, work: Asked) -> Way:
+    """Our engine, called as the rating pipeline calls it: a few prompt groups at a time."""
     engine.label_logprobs(work.groups[0][:20], work.labels)
-    computed, started = engine.scorer.computed, time.perf_counter()
-    rows = []
+    before, started = engine.scorer.computed, time.perf_counter()
+    rows: list[list[float]] = []
     for first in range(0, len(work.groups), GROUPS_A_CALL):
         prompts = [prompt for group in work.groups[first : first + GROUPS_A_CALL] for prompt in group]
-        rows.append(engine.label_logprobs(prompts, work.labels))
-    seconds = time.perf_counter() - started
-    distinct = engine.scorer.computed - computed
-    answers = np.concatenate(rows)
-    return Measured(len(answers) / seconds, distinct / seconds, distinct, answers)
+        rows += engine.label_logprobs(prompts, work.labels).tolist()
+    seconds, computed = time.perf_counter() - started, engine.scorer.computed - before
+    tokens = sum(len(prompt) for group in work.groups for prompt in group)
+    return Way(len(rows) / seconds, computed / seconds, computed, tokens - computed, rows)
 
 
-def largest_error(model: Any, work: Asked, measured: Measured) -> float:
-    """Largest difference from one-by-one scoring, over a sample that takes all rules and conversations in turn."""
-    return float(np.abs(measured.rows[::NAIVE_EVERY] - naive_transformers(model, work).rows).max())
+def transformers_ways(
+    path: Path, dtype: str, works: dict[str, Asked]
+) -> tuple[dict[str, Way], dict[str, list[list[float]]], float, dict[str, Any]]:
+    """Ways through transformers; a sample of answers one by one; the ceiling in tokens/s; the machine."""
+    from transformers import AutoModelForCausalLM
+
+    engine = TransformersEngine(EngineSettings.model_validate({"dtype": dtype}), path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval().to(engine.device)
+    ceilings, ways = [ceiling_tokens(model)], {"naive_transformers": naive_transformers(model, works["naive"])}
+    for name in ("rule_last", "paper_six"):
+        ways[f"transformers_{name}"] = shared(engine, works[name])
+        ceilings.append(ceiling_tokens(model))
+    references = {name: naive_transformers(model, works[name]).rows for name in ("rule_last", "paper_six")}
+    return ways, references, max(ceilings), machine(engine)
 
 
 def main() -> None:
     """Measure, print, write; exit with 1 where an answer is wrong."""
+    chosen = _arguments()
+    path = resolve(chosen.model)
+    trios, six = pairs(chosen.trios, TRIOS), six_answers()
+    works = {
+        "naive": asked(path, "paper", trios),
+        "rule_last": asked(path, "rule_last", trios),
+        "paper_six": asked(path, "paper", six),
+    }
+    ways, references, ceiling, where = transformers_ways(path, chosen.dtype, works)
+    # Both models at once would share the machine's memory for nothing.
+    gc.collect()
+    ways |= vllm_ways(path, dtype=chosen.dtype, trios=trios, six=six, groups_a_call=GROUPS_A_CALL)
+    errors = {name: _error(references, name, way) for name, way in ways.items() if "naive" not in name}
+
+    show(ways, ceiling, errors)
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    measures = {
+        **{name: way.calls for name, way in ways.items()},
+        "ceiling_tokens": ceiling,
+        **{f"{name}_distinct_tokens": way.tokens for name, way in ways.items() if name in errors},
+        **{f"{name}_largest_error": error for name, error in errors.items()},
+    }
+    (chosen.output / "judge.json").write_text(json.dumps({"machine": where, "measures": measures}, indent=2) + "\n")
+    draw(ways, ceiling, chosen.output / "judge")
+    wrong = [name for name, error in errors.items() if error > TOLERANCES[name.split("_")[0]]]
+    if chosen.dtype == "float32" and wrong:
+        raise SystemExit(f"further from one-by-one scoring than promised: {', '.join(wrong)}")
+
+
+def _arguments() -> argparse.Namespace:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--model", default="bundled:smollm2-135m-instruct", help="hub id, folder or bundled name")
     arguments.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     arguments.add_argument("--trios", type=Path, default=HH_RLHF, help="HH-RLHF's file; the first usable trios count")
     arguments.add_argument("--output", type=Path, default=ROOT / "runs" / "bench")
-    chosen = arguments.parse_args()
-
-    from transformers import AutoModelForCausalLM
-
-    path = resolve(chosen.model)
-    engine = TransformersEngine(EngineSettings(model=chosen.model, dtype=chosen.dtype), path)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=chosen.dtype).eval().to(engine.device)
-    trios = pairs(chosen.trios, TRIOS)
-    last, six = asked(path, "rule_last", trios), asked(path, "paper", six_answers())
-
-    ceiling = ceiling_tokens(model)
-    naive = naive_transformers(model, asked(path, "paper", trios))
-    ways = {"transformers_rule_last": ours(engine, last), "transformers_paper_six": ours(engine, six)}
-    ceiling = max(ceiling, ceiling_tokens(model))
-    errors = {
-        "transformers_rule_last": largest_error(model, last, ways["transformers_rule_last"]),
-        "transformers_paper_six": largest_error(model, six, ways["transformers_paper_six"]),
-    }
-
-    measures = {
-        "naive_transformers": naive.calls,
-        **{name: way.calls for name, way in ways.items()},
-        "ceiling_tokens": ceiling,
-        "transformers_rule_last_distinct_tokens": ways["transformers_rule_last"].tokens,
-        "transformers_paper_six_distinct_tokens": ways["transformers_paper_six"].tokens,
-        **{f"{name}_largest_error": error for name, error in errors.items()},
-    }
-    show({"naive_transformers": naive, **ways}, ceiling, errors)
-    chosen.output.mkdir(parents=True, exist_ok=True)
-    (chosen.output / "judge.json").write_text(json.dumps({"machine": machine(engine), "measures": measures}, indent=2))
-    if chosen.dtype == "float32" and max(errors.values()) > TOLERANCE:
-        raise SystemExit(f"answers differ from one-by-one scoring by more than {TOLERANCE}")
+    return arguments.parse_args()
 
 
-def show(ways: dict[str, Measured], ceiling: float, errors: dict[str, float]) -> None:
+def _error(references: dict[str, list[list[float]]], name: str, way: Way) -> float:
+    reference = references[name.split("_", 1)[1]]
+    return float(np.abs(np.array(way.rows[::EVERY]) - np.array(reference)).max())
+
+
+def show(ways: dict[str, Way], ceiling: float, errors: dict[str, float]) -> None:
     """Print the table."""
-    table = Table("way", "calls/s", "tokens computed", "tokens/s", "of the ceiling", "largest error")
-    for name, way in ways.items():
-        share, error = f"{way.tokens / ceiling:.0%}", f"{errors[name]:.1e}" if name in errors else ""
-        table.add_row(name, f"{way.calls:.2f}", f"{way.distinct:,}", f"{way.tokens:.0f}", share, error)
-    table.add_row("ceiling", "", "", f"{ceiling:.0f}", "100%", "")
-    Console().print(table)
+    columns = ("calls/s", "× naive vLLM", "tokens computed", "shared", "tokens/s", "of the ceiling", "largest error")
+    table = Table("way")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, way in sorted(ways.items(), key=lambda item: ("six" in item[0], item[1].calls)):
+        naive = ways["naive_vllm_six" if "six" in name else "naive_vllm"].calls
+        table.add_row(
+            name,
+            f"{way.calls:.2f}",
+            f"{way.calls / naive:.2f}",
+            f"{way.computed:,}",
+            f"{way.cached / (way.cached + way.computed):.0%}",
+            f"{way.tokens:.0f}",
+            f"{way.tokens / ceiling:.0%}",
+            f"{errors[name]:.1e}" if name in errors else "",
+        )
+    table.add_row("ceiling", "", "", "", "", f"{ceiling:.0f}", "100%", "")
+    Console(width=120).print(table)
 
 
 def machine(engine: TransformersEngine) -> dict[str, Any]:

@@ -27,6 +27,21 @@ class Asked(NamedTuple):
     labels: list[int]
 
 
+class Way(NamedTuple):
+    """One way's speed and work, and its answers by prompt."""
+
+    calls: float
+    """Judge calls/s."""
+    tokens: float
+    """Tokens/s that went through the model."""
+    computed: int
+    """Tokens that went through the model."""
+    cached: int
+    """Tokens of the prompts that did not have to, as their prefix had."""
+    rows: list[list[float]]
+    """Log-probabilities of the labels."""
+
+
 def pairs(path: Path, count: int) -> list[Group]:
     """Both responses of the first usable trios of a file."""
     rows = (row for row in read_rows(open_trios(str(path), SourceSettings(), 4 * count)) if not row.get("reason"))
