@@ -25,7 +25,7 @@ check: $(READY)  ## format, lint, types, layers, laziness
 bench: $(READY)  ## judge calls a second, naive and ours, against the machine's ceiling
 	@$(BIN)/python tests/benchmarks/judge.py
 
-bench-exact: $(READY)  ## every engine and layout against one prompt at a time: an hour
+bench-exact: $(READY)  ## every engine and layout against one prompt at a time: 40 minutes
 	@$(BIN)/python tests/benchmarks/exact.py
 
 setup: $(READY)
