@@ -8,6 +8,7 @@
     │   ├── LabelError           label words that a judge cannot tell apart by one token
     │   └── RolesError           a dialogue whose order of roles a model's chat template does not take
     ├── EngineError              an engine that gave no finite answer
+    ├── ServerError              a model server that is not there, refuses the key or lacks the model
     ├── TrainingError            a training run that cannot go on
     ├── FingerprintError         results of another judge, template or pool in the same place
     ├── MissingPackageError      an optional package that is not installed
@@ -60,6 +61,13 @@ class RolesError(ModelError):
 
 class EngineError(RamoError):
     """An engine gave no finite answer, or none at all. Never turned into a score."""
+
+
+class ServerError(RamoError):
+    """A model server cannot be reached, refuses the key, has not the model, or is not what was asked for.
+
+    Ends the run: no row is at fault. Names the server and the remedy, never the key.
+    """
 
 
 class TrainingError(RamoError):

@@ -6,6 +6,7 @@ A block says what can be set, what it defaults to and what is refused; the code 
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -60,11 +61,53 @@ class VLLMSettings(Config):
     """GPUs that one engine spans."""
 
 
+class OpenAISettings(Config):
+    """A server with OpenAI's API: vLLM's, a gateway, or a provider's."""
+
+    base_url: str = ""
+    """The API's address, up to and with its version: `http://host:8000/v1`."""
+    model: str = ""
+    """The model's name on the server."""
+    route: Literal["auto", "completions", "generative_scoring", "chat"] = "auto"
+    """How labels are asked for. `completions` and `generative_scoring` send token ids and get exact probabilities
+    (vLLM), the second with one request a label; `chat` sends text and finds labels among the 20 likeliest tokens.
+    `auto` asks the server, and takes the first of them that it answers."""
+    api_key_env: str = ""
+    """Name of the environment variable that holds the key, on every machine with actors. Empty: no key is sent."""
+    concurrency: PositiveInt = 32
+    """Requests of one actor that are under way at a time."""
+    requests_per_minute: PositiveFloat | None = None
+    """Most requests a minute of the whole pool, shared evenly between `actors.max`. Empty: no limit."""
+    tokens_per_minute: PositiveFloat | None = None
+    """Most tokens a minute of the whole pool. Empty: no limit."""
+    max_retries: NonNegativeInt = 5
+    """Times that a request is made again after 408, 429, 5xx, a timeout, a lost connection or an unreadable reply."""
+    timeout_s: PositiveFloat = 120.0
+    """Seconds until a request counts as lost."""
+    input_price: NonNegativeFloat = 0.0
+    """Price of a million prompt tokens, in any currency."""
+    cached_input_price: NonNegativeFloat | None = None
+    """Price of a million prompt tokens that the server took from its cache. Empty: as `input_price`."""
+    output_price: NonNegativeFloat = 0.0
+    """Price of a million completion tokens."""
+
+    @model_validator(mode="after")
+    def _usable_address(self) -> OpenAISettings:
+        address = urlsplit(self.base_url)
+        if self.base_url and (address.scheme not in ("http", "https") or not address.hostname):
+            raise ValueError(f"base_url is no http address: {self.base_url!r}; give one like http://host:8000/v1.")
+        if address.username or address.password or address.query:
+            raise ValueError("base_url must hold no name, password or query; name the key's variable in api_key_env.")
+        return self
+
+
 class EngineSettings(Config):
-    engine: Literal["transformers", "vllm", "scripted"] = "transformers"
-    """What runs the model. `scripted` answers by a hash and loads no weights: for dry runs of a configuration."""
+    engine: Literal["transformers", "vllm", "openai", "scripted"] = "transformers"
+    """What runs the model: this process (`transformers`, `vllm`), or a server (`openai`). `scripted` answers by a hash
+    and loads no weights: for dry runs of a configuration."""
     model: str = "bundled:smollm2-135m-instruct"
-    """A hub id, a local folder, or a bundled model."""
+    """A hub id, a local folder, or a bundled model. With `openai`, whose tokenizer makes the prompts: the served
+    model's for token ids, any for chat."""
     revision: str | None = None
     """Revision of a hub id."""
     dtype: DType = "float32"
@@ -75,6 +118,14 @@ class EngineSettings(Config):
     """Longest sequence in tokens. Empty: the model's context."""
     actors: ActorSettings = ActorSettings()
     vllm: VLLMSettings = VLLMSettings()
+    openai: OpenAISettings = OpenAISettings()
+
+    @model_validator(mode="after")
+    def _server_is_named(self) -> EngineSettings:
+        missing = [f"openai.{key}" for key in ("base_url", "model") if not getattr(self.openai, key)]
+        if self.engine == "openai" and missing:
+            raise ValueError(f"engine openai needs {' and '.join(missing)}: the server's address and its model's name.")
+        return self
 
 
 class JudgeSettings(EngineSettings):

@@ -446,3 +446,22 @@ def test_no_words_ask_for_help_with_status_2() -> None:
     assert done.returncode == 2
     assert "usage: python -m jobs.rate CONFIG" in done.stdout
     assert "judge.layout" in done.stdout
+
+
+SERVER = {"base_url": "http://host:8000/v1", "model": "m"}
+
+
+def test_a_server_is_named_before_anything_starts() -> None:
+    for openai, missing in (({}, "openai.base_url and openai.model"), ({"model": "m"}, "openai.base_url:")):
+        with pytest.raises(ConfigError, match=f"engine openai needs {missing}"):
+            validate(JudgeSettings, {"engine": "openai", "openai": openai}, "x")
+    assert validate(JudgeSettings, {"engine": "openai", "openai": SERVER}, "x").openai.route == "auto"
+    assert JudgeSettings().openai.base_url == ""
+
+
+@pytest.mark.parametrize(
+    "url", ["host:8000/v1", "ftp://host/v1", "http://", "http://me:word@host/v1", "http://host/v1?k=1"]
+)
+def test_a_servers_address_is_an_address_without_secrets(url: str) -> None:
+    with pytest.raises(ConfigError, match="base_url"):
+        validate(JudgeSettings, {"engine": "openai", "openai": SERVER | {"base_url": url}}, "x")

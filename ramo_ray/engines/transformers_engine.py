@@ -12,6 +12,7 @@ import numpy as np
 from ramo_ray.engines.base import (
     Completion,
     TokenIds,
+    Usage,
     check_labels,
     check_prompts,
     checked,
@@ -39,6 +40,9 @@ class TransformersEngine:
     and whose attention can be replaced. A model with other layers (sliding windows, ALiBi, recurrent states) scores
     its prompts one by one.
     """
+
+    applies_chat_template = False
+    usage = Usage()
 
     def __init__(self, settings: EngineSettings, model_path: Path) -> None:
         import torch

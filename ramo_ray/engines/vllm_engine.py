@@ -16,6 +16,7 @@ import numpy as np
 from ramo_ray.engines.base import (
     Completion,
     TokenIds,
+    Usage,
     check_labels,
     check_prompts,
     checked,
@@ -46,6 +47,9 @@ class VLLMEngine:
 
     `context_length` is one less than the model's: vLLM keeps room for the token whose probability is asked.
     """
+
+    applies_chat_template = False
+    usage = Usage()
 
     def __init__(self, settings: EngineSettings, model_path: Path) -> None:
         os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ} | IN_PROCESS)

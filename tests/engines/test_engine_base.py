@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -5,10 +6,19 @@ import numpy as np
 import pytest
 
 from ramo_ray.engines import build_engine, check_engine
-from ramo_ray.engines.base import check_labels, check_prompts, checked, context_within, end_ids, prompt_seed
+from ramo_ray.engines.base import (
+    NOT_FINITE,
+    MissingAnswersError,
+    check_labels,
+    check_prompts,
+    checked,
+    context_within,
+    end_ids,
+    prompt_seed,
+)
 from ramo_ray.engines.scripted_engine import ScriptedEngine
 from ramo_ray.errors import EngineError, ModelError
-from ramo_ray.settings import EngineSettings, SamplingSettings
+from ramo_ray.settings import EngineSettings, OpenAISettings, SamplingSettings
 
 
 def test_prompts_that_fit_pass() -> None:
@@ -38,6 +48,19 @@ def test_an_answer_that_is_not_finite_is_never_a_score(value: float) -> None:
 
     with pytest.raises(EngineError, match=r"1 of 4 prompts \(index 2\)"):
         checked(rows)
+
+
+def test_of_missing_answers_the_others_come_along() -> None:
+    rows = np.array([[-1, -2], [-3, -np.inf], [-4, -5], [np.nan, -6]], dtype=np.float32)
+
+    with pytest.raises(MissingAnswersError) as caught:
+        checked(rows, {3: "the server is busy"})
+    found = caught.value
+    np.testing.assert_array_equal(found.logprobs, [[-1, -2], [np.nan, np.nan], [-4, -5], [np.nan, np.nan]])
+    assert found.reasons == {1: NOT_FINITE, 3: "the server is busy"}
+    assert str(pickle.loads(pickle.dumps(found))) == str(found)
+    # The caller's rows are its own.
+    assert rows[1, 0] == -3
 
 
 def test_finite_answers_pass() -> None:
@@ -75,6 +98,8 @@ def test_scripted_without_config_names_the_file(tmp_path: Path) -> None:
 def test_installed_engines_pass_the_check() -> None:
     for name in ("transformers", "vllm", "scripted"):
         check_engine(EngineSettings(engine=name))
+    server = OpenAISettings(base_url="http://localhost:1/v1", model="m")
+    check_engine(EngineSettings(engine="openai", openai=server))
 
 
 def test_the_context_is_the_models_or_less(tmp_path: Path) -> None:
