@@ -83,6 +83,15 @@ def truncated_line(counts: Mapping[str, int]) -> dict[str, int]:
     return {"with a response cut for the judge": cut} if cut else {}
 
 
+def server_lines(judge: Mapping[str, float]) -> dict[str, float]:
+    """What a summary says of a judge's server: nothing where the judge has none."""
+    if "requests" not in judge:
+        return {}
+    named = {"requests": "requests", "retries": "of them again", "prompt_tokens": "prompt tokens"}
+    named |= {"cached_tokens": "of them cached", "completion_tokens": "completion tokens", "cost": "cost"}
+    return {f"server: {text}": judge[name] for name, text in named.items()}
+
+
 def summary(title: str, rows: Mapping[str, object]) -> None:
     """A final table of names and values."""
     console.print(title, soft_wrap=True, markup=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field, PositiveInt, model_validator
 
 from jobs.display import heading, summary
-from jobs.inputs import SAMPLES, check_model, sample_prompts, source_path
+from jobs.inputs import SAMPLES, check_model, reached, sample_prompts, source_path
 from jobs.session import ray_session
 from jobs.stage import Stage, StageConfig, open_stage
 from ramo_ray.config import run
@@ -41,13 +41,21 @@ class GenerateResponsesConfig(StageConfig):
 def check(config: GenerateResponsesConfig) -> dict[str, str]:
     """Refuse, before anything starts, prompts or generators that are not there; give the models' identities."""
     from ramo_ray.engines import check_engine
-    from ramo_ray.models.resolve import identity, resolve
+    from ramo_ray.models.resolve import resolve
 
     _source(config)
     for generator in config.generators:
         check_engine(generator)
         check_model(generator.model, generator.revision, chat=True)
-    return {g.name: identity(resolve(g.model, g.revision)) for g in config.generators}
+        reached(generator, resolve(generator.model, generator.revision), writes=True)
+    return {g.name: _identity(g) for g in config.generators}
+
+
+def _identity(generator: GeneratorSettings) -> str:
+    from ramo_ray.models.resolve import identity, resolve
+
+    own = identity(resolve(generator.model, generator.revision))
+    return f"{generator.openai.model}, {own}" if generator.engine == "openai" else own
 
 
 def main(config: GenerateResponsesConfig) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pydantic import PositiveInt
 
@@ -12,11 +12,12 @@ from jobs.stage import StageConfig, locate
 from ramo_ray.core.rules import RulePool, load_pool
 from ramo_ray.errors import ConfigError, SourceError
 from ramo_ray.pipelines.reading import SUFFIXES
-from ramo_ray.settings import JudgeSettings, SourceSettings, SplitSettings
+from ramo_ray.settings import EngineSettings, JudgeSettings, SourceSettings, SplitSettings
 
 if TYPE_CHECKING:
     from ramo_ray.pipelines.sources import Source
 
+E = TypeVar("E", bound=EngineSettings)
 SAMPLES = "samples"
 """As `prompts`: the prompts that the package carries."""
 
@@ -96,8 +97,12 @@ def rule_pool(config: TrioStageConfig, r: int) -> RulePool:
 
 
 class CheckedJudge(NamedTuple):
-    """A judge whose tokenizer, template and labels were checked."""
+    """A judge whose tokenizer, template and labels were checked, and whose server, if it has one, was asked.
 
+    `settings` are the configured ones with what `auto` was found to be, so that every actor asks the same way.
+    """
+
+    settings: JudgeSettings
     fingerprint: str
     exact_seam: bool
 
@@ -107,21 +112,44 @@ def check_judge(judge: JudgeSettings, pool: RulePool) -> CheckedJudge:
 
     Raises:
         ModelError: no such model, or no chat template. LabelError: labels that one token cannot tell apart.
-        MissingPackageError: the engine's package is not installed.
+        MissingPackageError: the engine's package is not installed. ServerError: the judge's server is not there, or
+        not as configured.
     """
     from ramo_ray.engines import check_engine
     from ramo_ray.models.resolve import identity, resolve
     from ramo_ray.models.templates import load_tokenizer
-    from ramo_ray.pipelines.prompts import JudgePrompts, judge_fingerprint
+    from ramo_ray.pipelines.prompts import JudgePrompts, by_chat, judge_fingerprint
 
     check_engine(judge)
     refuse_relative_model(judge.model)
     path = resolve(judge.model, judge.revision)
     tokenizer = load_tokenizer(path)
-    prompts = JudgePrompts(tokenizer, judge, pool)
+    judge = reached(judge, path)
+    prompts = JudgePrompts(tokenizer, judge, pool, bare=by_chat(judge))
     return CheckedJudge(
-        judge_fingerprint(judge, identity(path), tokenizer.chat_template), all(prompts.exact_seam.values())
+        judge, judge_fingerprint(judge, identity(path), tokenizer.chat_template), all(prompts.exact_seam.values())
     )
+
+
+def reached(settings: E, path: Path, *, writes: bool = False) -> E:
+    """Settings that name the route which a model's server answers; as they are, for a model that has none.
+
+    Raises:
+        ServerError: the server is not there, refuses the key, lacks the model or cannot be asked; or it `writes`,
+            and takes no token ids.
+    """
+    if settings.engine != "openai":
+        return settings
+    from ramo_ray.engines.openai_engine import OpenAIEngine
+
+    engine = OpenAIEngine(settings, path)
+    try:
+        if writes:
+            engine.require_token_ids()
+    finally:
+        engine.close()
+    server = settings.openai.model_copy(update={"route": engine.route.name})
+    return settings.model_copy(update={"openai": server})
 
 
 def refuse_relative_model(name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from jobs.display import heading, summary, truncated_line
+from jobs.display import heading, server_lines, summary, truncated_line
 from jobs.inputs import CheckedJudge, TrioStageConfig, check_judge, earlier, open_source, rule_pool
 from jobs.rate import judge_totals
 from jobs.session import ray_session
@@ -73,6 +73,7 @@ def main(config: LabelConfig) -> list[str]:
                 "ties": counts["ties"],
                 "quarantined trios": counts["quarantined"],
                 **truncated_line(counts),
+                **server_lines(judge),
             },
         )
     return [stage.next_job("train_reward", preferences=stage.data / "preferences")]
@@ -116,7 +117,7 @@ def _label(config: LabelConfig, stage: Stage) -> None:
 
     def through(groups: Any, meter: Any) -> Any:
         picked = labeling.pick_rules(groups, config.adapter, str(adapter), pool.ids, config.selection.r)
-        return rating.rate(picked, config.judge, pool.texts, "picked_rules", meter)
+        return rating.rate(picked, judge.settings, pool.texts, "picked_rules", meter)
 
     convert = partial(
         labeling.label_rows,

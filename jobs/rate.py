@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from jobs.display import heading, summary, truncated_line
+from jobs.display import heading, server_lines, summary, truncated_line
 from jobs.inputs import CheckedJudge, TrioStageConfig, check_judge, open_source, rule_pool
 from jobs.session import ray_session
 from jobs.stage import Stage, open_stage
 from ramo_ray.config import run
+from ramo_ray.engines.base import Usage
 from ramo_ray.settings import JudgeSettings, Split
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def main(config: RateConfig) -> list[str]:
                 "calls a second and actor": judge["calls"] / judge["seconds"] if judge["seconds"] else 0.0,
                 "quarantined trios": counts["quarantined"],
                 **truncated_line(counts),
+                **server_lines(judge),
             },
         )
     return [stage.next_job("train_adapter", ratings=stage.data / "ratings", trios=config.trios)]
@@ -78,7 +80,9 @@ def _rate(config: RateConfig, stage: Stage) -> None:
     )
     convert = partial(rating.rated_rows, fingerprint=judge.fingerprint)
     with ray_session(config.ray):
-        run_groups(work, store, lambda g, meter: rating.rate(g, config.judge, pool.texts, "all_rules", meter), convert)
+        run_groups(
+            work, store, lambda g, meter: rating.rate(g, judge.settings, pool.texts, "all_rules", meter), convert
+        )
     done = rated_conversations(store)
     # A trio's failure counts while the conversation that it names stays unrated; a later try may have mended it.
     failed = {row["id"]: row for row in store.read("failures").to_pylist() if row["origin"] not in done}
@@ -113,9 +117,14 @@ def truncated_conversations(store: PartStore) -> set[str]:
 
 
 def judge_totals(store: PartStore) -> dict[str, float]:
-    """Calls, tokens and seconds of the judge, over all sessions of the run."""
+    """Calls, tokens and seconds of the judge, over all sessions of the run; and what its server counted, if any."""
     totals = store.totals()
-    return {"calls": int(totals["calls"]), "tokens": int(totals["tokens"]), "seconds": round(totals["seconds"], 2)}
+    own: dict[str, float] = {name: int(totals[name]) for name in ("calls", "tokens")}
+    own["seconds"] = round(totals["seconds"], 2)
+    if not totals["requests"]:
+        return own
+    served = {name: int(totals[name]) for name in Usage._fields if name != "cost"}
+    return own | served | {"cost": round(totals["cost"], 6)}
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def collect(run: Path) -> rd.ReportData:
         output=str(run),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         facts=_facts(configs),
-        judge=rd.Judge(engine=judge["engine"], model=judge["model"]) if judge else None,
+        judge=rd.Judge(engine=judge["engine"], model=_judge_name(judge) or "") if judge else None,
         pair_accuracy=_estimate(scores.get("pair_accuracy")),
         label_agreement=_estimate(scores.get("label_agreement")),
         reward_agreement=_estimate(scores.get("reward_agreement")),
@@ -94,7 +94,7 @@ def _facts(configs: dict[str, Row]) -> dict[str, str]:
     }
     facts = {
         "source": _first(configs, "trios") or _first(configs, "prompts"),
-        "judge": judge.get("model"),
+        "judge": _judge_name(judge),
         "layout": judge.get("layout"),
         "method": judge.get("method"),
         "r": selection.get("r"),
@@ -104,6 +104,12 @@ def _facts(configs: dict[str, Row]) -> dict[str, str]:
         "reward model from": training["train_reward"],
     }
     return {name: str(value) for name, value in facts.items() if value is not None}
+
+
+def _judge_name(judge: Row) -> str | None:
+    """The model that answers: with a server that is its own, and `model` has only the tokenizer."""
+    served: str = judge.get("openai", {}).get("model", "")
+    return served if judge.get("engine") == "openai" else judge.get("model")
 
 
 def _rows(folders: dict[str, Path], stage: str, table: str) -> list[Row]:

@@ -36,6 +36,16 @@ IGNORED = (
     "micro_batch",
     "checkpoint_every",
     "max_failures",
+    "base_url",
+    "api_key_env",
+    "concurrency",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "max_retries",
+    "timeout_s",
+    "input_price",
+    "cached_input_price",
+    "output_price",
 )
 """Settings that decide where and how fast a run goes, not what comes out: they may change when it continues."""
 

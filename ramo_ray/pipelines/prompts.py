@@ -12,7 +12,7 @@ from ramo_ray.core.prompts import RatingTemplate, has_system
 from ramo_ray.core.rating import NUMBERS
 from ramo_ray.core.records import Message, Prompt, content_hash, fingerprint
 from ramo_ray.core.rules import RulePool
-from ramo_ray.errors import ModelError
+from ramo_ray.errors import ConfigError, ModelError
 from ramo_ray.models.templates import answer_token_ids, chat_frame, encode_text, label_token_ids
 from ramo_ray.settings import JudgeSettings
 
@@ -32,12 +32,14 @@ class JudgePrompts:
         exact_seam: whether the halves' ids, joined, are the ids of the whole text, for every rule of the pool; without
             a system message (False) and with one (True), which moves the seam. Where a tokenizer merges across the
             seam, whole prompts are tokenised instead, with a warning: slower, never different.
+
+    With `bare`, prompts are the text's ids alone: the engine puts its own chat template around them.
     """
 
-    def __init__(self, tokenizer: Any, settings: JudgeSettings, pool: RulePool) -> None:
+    def __init__(self, tokenizer: Any, settings: JudgeSettings, pool: RulePool, *, bare: bool = False) -> None:
         self.tokenizer, self.pool = tokenizer, pool
         self.template = RatingTemplate(settings.layout, settings.rule_prefix, settings.method)
-        self.head, self.foot = _frame(tokenizer, chat=settings.chat_template)
+        self.head, self.foot = ([], []) if bare else _frame(tokenizer, chat=settings.chat_template)
         if settings.too_long == "truncate_response" and not tokenizer.is_fast:
             raise ModelError(
                 f"{settings.model}: judge.too_long = truncate_response cuts between tokens, and only a fast tokenizer "
@@ -45,6 +47,8 @@ class JudgePrompts:
             )
         self.answers = _candidates(tokenizer, settings)
         self.labels = list(self.answers.tokens)
+        if bare:
+            _check_bare(settings, self.answers)
         self._rule_ids = lru_cache(maxsize=None)(self._encode_rule)
         self.exact_seam = {system: self._is_exact(system) for system in (False, True)}
         if not all(self.exact_seam.values()):
@@ -113,6 +117,20 @@ def _candidates(tokenizer: Any, settings: JudgeSettings) -> Candidates:
     return plan_candidates(words, [[label] for label in first])
 
 
+def _check_bare(settings: JudgeSettings, answers: Candidates) -> None:
+    """Raise `ConfigError` for what cannot be asked of a server that takes nothing but a user's message."""
+    if not settings.chat_template:
+        raise ConfigError(
+            "judge.chat_template = false, but the judge's server can only be asked by chat, which has one. Set it to "
+            "true, or serve the judge with vLLM."
+        )
+    if answers.longest_prefix:
+        raise ConfigError(
+            f"judge.method = {settings.method} asks for what follows an answer's first token, which a chat server does "
+            "not tell. Set it to three_labels or two_labels, or serve the judge with vLLM."
+        )
+
+
 def _frame(tokenizer: Any, *, chat: bool) -> tuple[list[int], list[int]]:
     if chat:
         return chat_frame(tokenizer)
@@ -125,17 +143,29 @@ def _frame(tokenizer: Any, *, chat: bool) -> tuple[list[int], list[int]]:
 def judge_fingerprint(settings: JudgeSettings, model_identity: str, chat_template: str | None) -> str:
     """Hash of all that a rating depends on beside the conversation and the rule's text."""
     return fingerprint(
-        engine="scripted" if settings.engine == "scripted" else "model",
-        model=model_identity,
-        dtype=settings.dtype,
+        **_what_answers(settings, model_identity),
         template=RatingTemplate(settings.layout, settings.rule_prefix, settings.method).text,
         layout=settings.layout,
         rule_prefix=settings.rule_prefix,
-        chat_template=content_hash(chat_template) if settings.chat_template else None,
+        chat_template=content_hash(chat_template) if settings.chat_template and not by_chat(settings) else None,
         labels=list(answer_words(settings)),
         method=settings.method,
         **_cut(settings),
     )
+
+
+def by_chat(settings: JudgeSettings) -> bool:
+    """Whether the judge is behind a server that was found to put its own chat template around what it is sent."""
+    return settings.engine == "openai" and settings.openai.route == "chat"
+
+
+def _what_answers(settings: JudgeSettings, model_identity: str) -> dict[str, Any]:
+    if settings.engine == "openai":
+        # The server's numbers are as wide as it holds them; of `model` only the tokenizer is used.
+        route = "chat" if by_chat(settings) else "token_ids"
+        return {"engine": f"openai, {route}", "model": [settings.openai.model, model_identity], "dtype": None}
+    engine = "scripted" if settings.engine == "scripted" else "model"
+    return {"engine": engine, "model": model_identity, "dtype": settings.dtype}
 
 
 def _cut(settings: JudgeSettings) -> dict[str, Any]:

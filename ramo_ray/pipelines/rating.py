@@ -11,6 +11,7 @@ from ramo_ray.core.rating import ratings_by_method
 from ramo_ray.core.records import Rating
 from ramo_ray.core.rules import make_pool
 from ramo_ray.engines import build_engine
+from ramo_ray.engines.base import MissingAnswersError, Usage
 from ramo_ray.errors import EngineError
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import load_tokenizer
@@ -21,11 +22,11 @@ from ramo_ray.pipelines.tables import table
 from ramo_ray.settings import JudgeSettings
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
     from ray.data import Dataset
 
 Group = dict[str, Any]
+NO_ANSWER = "the judge gave no answer"
 RATING_FIELDS = ("score", "p_yes", "p_no", "p_irrelevant", "label_mass")
 
 
@@ -65,8 +66,9 @@ class RuleJudge:
         self.fit = fit_or_cut if judge.too_long == "truncate_response" else fit
         path = resolve(judge.model, judge.revision)
         self.pool = make_pool("judge", list(rules), origin="rules")
-        self.prompts = JudgePrompts(load_tokenizer(path), judge, self.pool)
         self.engine = build_engine(judge, path)
+        self.prompts = JudgePrompts(load_tokenizer(path), judge, self.pool, bare=self.engine.applies_chat_template)
+        self.counted = Usage()
         self.asked, self.meter = asked, meter
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -90,8 +92,15 @@ class RuleJudge:
         seconds = time.perf_counter() - started
         for group in groups:
             group["seconds"] += seconds / len(groups)
+        self._charge(groups[0])
         self.meter.add.remote(calls=sum(len(own.prompts) for own in fitted), seconds=seconds)
         return table("groups", groups)
+
+    def _charge(self, group: Group) -> None:
+        """Write what a server has counted since the last batch to one of the batch's groups: only sums are read."""
+        used, self.counted = self.engine.usage.since(self.counted), self.engine.usage
+        if used.requests:
+            group.update(used._asdict())
 
     def _asked(self, group: Group) -> list[list[int]]:
         """Rules that each conversation of the group is asked, by index."""
@@ -118,23 +127,37 @@ class RuleJudge:
             rows = iter(self._ratings([prompt for own in fitted for prompt in own.prompts]))
         except EngineError:
             return [own.fault or self._alone(own.prompts) for own in fitted]
-        return [own.fault or list(itertools.islice(rows, len(own.prompts))) for own in fitted]
+        return [own.fault or _together(list(itertools.islice(rows, len(own.prompts)))) for own in fitted]
 
     def _alone(self, prompts: list[list[int]]) -> list[Rating] | str:
         try:
-            return self._ratings(prompts)
+            return _together(self._ratings(prompts))
         except EngineError as error:
-            return f"the judge gave no answer: {error}"
+            return f"{NO_ANSWER}: {error}"
 
-    def _ratings(self, prompts: list[list[int]]) -> list[Rating]:
+    def _ratings(self, prompts: list[list[int]]) -> list[Rating | str]:
+        """A rating of each prompt, or the reason why the engine has none."""
         if not prompts:
             return []
-        answers = self.prompts.answers
-        rows: np.ndarray = self.engine.label_logprobs(answers.questions(prompts), self.prompts.labels)
+        answers, reasons = self.prompts.answers, dict[int, str]()
         try:
-            return ratings_by_method(self.method, answers.logprobs(rows))
+            rows = self.engine.label_logprobs(answers.questions(prompts), self.prompts.labels)
+        except MissingAnswersError as missing:
+            rows = missing.logprobs
+            # Of the questions about one prompt, any without an answer leaves it without a rating.
+            reasons = {place // len(answers.prefixes): reason for place, reason in missing.reasons.items()}
+        known = [place for place in range(len(prompts)) if place not in reasons]
+        try:
+            ratings = dict(zip(known, ratings_by_method(self.method, answers.logprobs(rows)[known]), strict=True))
         except ValueError as error:
             raise EngineError(str(error)) from None
+        return [ratings[place] if place in ratings else reasons[place] for place in range(len(prompts))]
+
+
+def _together(rows: Sequence[Rating | str]) -> list[Rating] | str:
+    """A conversation's ratings, or the first reason why one is missing."""
+    reason = next((row for row in rows if isinstance(row, str)), None)
+    return f"{NO_ANSWER}: {reason}" if reason else [row for row in rows if not isinstance(row, str)]
 
 
 def _set_ratings(conversation: dict[str, Any], rule_ids: list[str], ratings: Sequence[Rating]) -> None:

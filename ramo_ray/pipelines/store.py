@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ramo_ray.core.records import content_hash
+from ramo_ray.engines.base import Usage
 from ramo_ray.pipelines.tables import schema, table
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
-COSTS = ("calls", "tokens", "seconds", "adapter_seconds")
+COSTS = ("calls", "tokens", "seconds", "adapter_seconds", *Usage._fields)
 STATISTICS = b"ramo_ray.statistics"
 Tables = Mapping[str, Sequence[Mapping[str, Any]]]
 Convert = Callable[[dict[str, Any]], dict[str, list[dict[str, Any]]]]
@@ -122,6 +123,6 @@ def write_blocks(blocks: Iterable[Any], store: PartStore, convert: Convert) -> d
     for group in listed:
         for name, rows in convert(group).items():
             tables[name] += rows
-        statistics.update({key: group[key] for key in COSTS})
+        statistics.update({key: group[key] for key in COSTS if group[key] is not None})
     store.write_part(tables, statistics)
     return {"groups": len(listed), "rows": len(tables[store.names[-1]])}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ramo_ray.engines.base import Usage
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -112,6 +114,7 @@ def schema(name: str) -> pa.Schema:
             ("tokens", pa.int64()),
             ("seconds", pa.float64()),
             ("adapter_seconds", pa.float64()),
+            *((name, pa.float64() if name == "cost" else pa.int64()) for name in Usage._fields),
         ],
     }
     return pa.schema(fields[name])
