@@ -12,6 +12,7 @@ for. Nodes are numbered depth first, parents before children. Two facts of that 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -149,7 +150,7 @@ def path_to(tree: Tree, node: int) -> np.ndarray:
     parts: list[np.ndarray] = []
     stop = node if node < len(tree) else -1
     while stop >= 0:
-        branch = int(np.searchsorted(tree.branches, stop, side="right")) - 1
+        branch = int(tree.branches.searchsorted(stop, side="right")) - 1
         parts.append(np.arange(tree.branches[branch], stop + (stop != node), dtype=np.int32))
         stop = int(tree.parents[branch])
     return _joined(parts[::-1])
@@ -169,7 +170,7 @@ def next_pass(tree: Tree, start: int, *, size: int, most_asked: int) -> Pass:
 
 def _places(path: np.ndarray, ancestors: np.ndarray, start: int) -> np.ndarray:
     """Where nodes of a path, from its first on, stand among a pass's ancestors and its own nodes; all are there."""
-    own = int(np.searchsorted(path, start))
+    own = int(path.searchsorted(start))
     return np.concatenate([np.arange(own), path[own:].astype(np.int64) - start + len(ancestors)])
 
 
@@ -205,10 +206,17 @@ def blocks(tree: Tree, one: Pass, size: int) -> Stretch:
 
 def _block(tree: Tree, one: Pass, first: int, stop: int, trunk: int) -> Block:
     """Some nodes with what they see below the first `trunk` nodes of their paths."""
-    path = np.concatenate([path_to(tree, first), np.arange(first, stop, dtype=np.int32)])
-    nodes, queries = path[trunk:], np.arange(first, stop)[:, None]
+    own = np.arange(first, stop, dtype=np.int32)
+    path = np.concatenate([path_to(tree, first), own])
+    visible = own[:, None] < tree.subtree_end[path[trunk:]]
+    visible[:, -len(own) :] &= _causal(len(own))
     return Block(
         queries=slice(first - one.start, stop - one.start),
         keys=_places(path, one.ancestors, one.start)[trunk:],
-        visible=(nodes <= queries) & (queries < tree.subtree_end[nodes]),
+        visible=visible,
     )
+
+
+@cache
+def _causal(nodes: int) -> np.ndarray:
+    return np.tri(nodes, dtype=np.bool_)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from ceiling import ceiling_tokens
 from drawing import draw
+from planning import planning
 from rich.console import Console
 from rich.table import Table
 from vllm_ways import vllm_ways
@@ -95,6 +96,7 @@ def main() -> None:
         "rule_last": asked(path, "rule_last", trios),
         "paper_six": asked(path, "paper", six),
     }
+    planned = planning()
     ways, references, ceiling, where = transformers_ways(path, chosen.dtype, works)
     # Both models at once would share the machine's memory for nothing.
     gc.collect()
@@ -102,12 +104,16 @@ def main() -> None:
     errors = {name: _error(references, name, way) for name, way in ways.items() if "naive" not in name}
 
     show(ways, ceiling, errors)
+    Console().print(
+        "10,000 prompts of 400 tokens: planned in {plan_seconds:.2f} s, {plan_gib:.2f} GiB".format(**planned)
+    )
     chosen.output.mkdir(parents=True, exist_ok=True)
     measures = {
         **{name: way.calls for name, way in ways.items()},
         "ceiling_tokens": ceiling,
         **{f"{name}_distinct_tokens": way.tokens for name, way in ways.items() if name in errors},
         **{f"{name}_largest_error": error for name, error in errors.items()},
+        **planned,
     }
     (chosen.output / "judge.json").write_text(json.dumps({"machine": where, "measures": measures}, indent=2) + "\n")
     draw(ways, ceiling, chosen.output / "judge")
