@@ -37,6 +37,8 @@ class JudgePrompts:
     """
 
     def __init__(self, tokenizer: Any, settings: JudgeSettings, pool: RulePool, *, bare: bool = False) -> None:
+        if bare:
+            _check_bare(settings)
         self.tokenizer, self.pool = tokenizer, pool
         self.template = RatingTemplate(settings.layout, settings.rule_prefix, settings.method)
         self.head, self.foot = ([], []) if bare else _frame(tokenizer, chat=settings.chat_template)
@@ -47,8 +49,6 @@ class JudgePrompts:
             )
         self.answers = _candidates(tokenizer, settings)
         self.labels = list(self.answers.tokens)
-        if bare:
-            _check_bare(settings, self.answers)
         self._rule_ids = lru_cache(maxsize=None)(self._encode_rule)
         self.exact_seam = {system: self._is_exact(system) for system in (False, True)}
         if not all(self.exact_seam.values()):
@@ -117,17 +117,17 @@ def _candidates(tokenizer: Any, settings: JudgeSettings) -> Candidates:
     return plan_candidates(words, [[label] for label in first])
 
 
-def _check_bare(settings: JudgeSettings, answers: Candidates) -> None:
+def _check_bare(settings: JudgeSettings) -> None:
     """Raise `ConfigError` for what cannot be asked of a server that takes nothing but a user's message."""
     if not settings.chat_template:
         raise ConfigError(
             "judge.chat_template = false, but the judge's server can only be asked by chat, which has one. Set it to "
             "true, or serve the judge with vLLM."
         )
-    if answers.longest_prefix:
+    if settings.method == "number":
         raise ConfigError(
-            f"judge.method = {settings.method} asks for what follows an answer's first token, which a chat server does "
-            "not tell. Set it to three_labels or two_labels, or serve the judge with vLLM."
+            "judge.method = number asks for what follows an answer's first token, which a chat server does not tell. "
+            "Set it to three_labels or two_labels, or serve the judge with vLLM."
         )
 
 
