@@ -12,6 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -168,7 +169,7 @@ class Client:
 
     def _refusal(self, response: httpx.Response) -> Exception:
         status = response.status_code
-        said = f"HTTP {status}{_code(response)}"
+        said = f"{_named(status)}{_code(response)}"
         if status in FATAL:
             kind = NotServedError if status == 404 else ServerError
             return kind(f"{self.settings.base_url} answers {said}: {self._remedy(status)}")
@@ -230,6 +231,13 @@ def _key_header(settings: OpenAISettings) -> dict[str, str]:
 
 def _share(limit: float | None, actors: int) -> float | None:
     return limit / actors if limit else None
+
+
+def _named(status: int) -> str:
+    try:
+        return f"HTTP {status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"HTTP {status}"
 
 
 def _code(response: httpx.Response) -> str:

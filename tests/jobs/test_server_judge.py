@@ -56,7 +56,7 @@ def test_rating_by_a_server_that_goes_and_comes_back(setup: Setup, server: tuple
     counts, judge = found["counts"], found["judge"]
     assert (counts["rows_in"], counts["rows_out"], counts["quarantined"]) == (10, 9, 1)
     (reason,) = counts["reasons"]
-    assert reason == "the judge gave no answer: the server refuses the request: HTTP 400 (content_filter)"
+    assert reason == "the judge gave no answer: the server refuses the request: HTTP … Bad Request (content_filter)"
     assert (judge["calls"], judge["cells"]) == (19 * 6, 19 * 6)
     assert judge["requests"] >= 20 * 6
     assert judge["cost"] == pytest.approx(judge["prompt_tokens"] * 2.5 / 1e6, abs=1e-6)

@@ -116,7 +116,10 @@ def test_one_conversation_without_an_answer_costs_the_others_nothing(serve: Any)
     (group,) = judged(settings())
 
     good, bad, other = group["conversations"]
-    assert bad["error"] == "the judge gave no answer: the server refuses the request: HTTP 400 (content_filter)"
+    assert (
+        bad["error"]
+        == "the judge gave no answer: the server refuses the request: HTTP 400 Bad Request (content_filter)"
+    )
     assert bad["score"] == bad["rule_ids"] == []
     expected = scores_of(texts())
     assert [good["score"], other["score"]] == [pytest.approx(expected[0]), pytest.approx(expected[2])]
