@@ -27,7 +27,10 @@ from ramo_ray.engines.base import (
 from ramo_ray.errors import EngineError
 from ramo_ray.settings import EngineSettings, SamplingSettings
 
+# The smallest that vLLM's attention on CPU takes: what follows a prompt's last whole block is not shared.
 CPU_BLOCK_SIZE = 32
+# Tokens a step. Above it, what a layer hands to the next falls out of the processor's caches.
+CPU_BUDGET = 1024
 MAX_LABELS = 128
 """Most ids that vLLM's `logprob_token_ids` takes."""
 
@@ -45,7 +48,13 @@ IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 class VLLMEngine:
     """An `Engine` on vLLM's offline `LLM`. Starts in 15 s on a CPU, first request included.
 
-    `context_length` is one less than the model's: vLLM keeps room for the token whose probability is asked.
+    Scores come from the generating runner's one next token. The pooling runner's `classify` reads the labels' rows of
+    the head alone, so it never knows what they have of the whole vocabulary, which `label_logprobs` promises.
+
+    Attributes:
+        context_length: one less than the model's: vLLM keeps room for the token whose probability is asked.
+        computed: tokens of scored prompts that went through the model since the start, and `cached` those that the
+            prefix cache spared. Equal prompts of one call are sent once.
     """
 
     applies_chat_template = False
@@ -61,9 +70,11 @@ class VLLMEngine:
         model = self.llm.llm_engine.model_config
         self.context_length: int = model.max_model_len - 1
         self.vocabulary_size: int = model.get_vocab_size()
+        self.computed = self.cached = 0
         self.ends = end_ids(model.try_get_generation_config().get("eos_token_id"), model.hf_text_config.eos_token_id)
         # The first request is slow; it should not look like a slow prompt.
         self.label_logprobs([[0]], [0])
+        self.computed = self.cached = 0
 
     def label_logprobs(self, prompts: Sequence[TokenIds], labels: TokenIds) -> np.ndarray:
         """See `Engine.label_logprobs`. Takes at most 128 labels."""
@@ -74,13 +85,17 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         one_token = SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=list(labels), detokenize=False)
-        result = np.full((len(prompts), len(labels)), np.nan, dtype=np.float32)
-        # Sorted, prompts that begin alike run one after the other, while their beginning is still in the cache.
-        order = sorted(range(len(prompts)), key=lambda i: tuple(prompts[i]))
-        for index, output in zip(order, self._ask([prompts[i] for i in order], one_token), strict=True):
+        # In the prefix tree's order, prompts that begin alike run one after the other, while their beginning is in the
+        # cache. A step's requests share as they are scheduled, so no first one has to run ahead of the others.
+        distinct = sorted(set(map(tuple, prompts)))
+        place = {prompt: row for row, prompt in enumerate(distinct)}
+        rows = np.full((len(distinct), len(labels)), np.nan, dtype=np.float32)
+        for row, output in enumerate(self._ask(distinct, one_token)):
             found = output.outputs[0].logprobs[0]
-            result[index] = [found[label].logprob for label in labels]
-        return checked(result)
+            rows[row] = [found[label].logprob for label in labels]
+            self.cached += output.num_cached_tokens
+            self.computed += len(distinct[row]) - output.num_cached_tokens
+        return checked(rows[np.array([place[tuple(prompt)] for prompt in prompts], dtype=np.int64)])
 
     def generate(self, prompts: Sequence[TokenIds], sampling: SamplingSettings) -> list[Completion]:
         """See `Engine.generate`."""
@@ -129,12 +144,17 @@ def _start(settings: EngineSettings, path: Path) -> Any:
     own = settings.vllm
     on_cpu = current_platform.is_cpu()
     # Compiling takes a minute on a CPU and makes small models no faster there.
-    places = {"kv_cache_memory_bytes": int(own.kv_cache_gib * 2**30), "enforce_eager": True} if on_cpu else {}
+    places = {
+        "kv_cache_memory_bytes": int(own.kv_cache_gib * 2**30),
+        "max_num_batched_tokens": CPU_BUDGET,
+        "enforce_eager": True,
+    }
     threads_setter = torch.set_num_threads
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
         return LLM(
             str(path),
+            skip_tokenizer_init=True,
             dtype=settings.dtype,
             max_model_len=context_within(config, settings.max_length, path),
             block_size=own.block_size or (CPU_BLOCK_SIZE if on_cpu else None),
@@ -145,7 +165,7 @@ def _start(settings: EngineSettings, path: Path) -> Any:
             gpu_memory_utilization=own.gpu_memory_utilization,
             disable_log_stats=True,
             use_tqdm_on_load=False,
-            **places,
+            **(places if on_cpu else {}),
         )
     except (ValueError, RuntimeError, OSError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -1,8 +1,8 @@
-"""The engine against one prompt at a time, on real conversations and the bundled rules."""
+"""The engines against one prompt at a time, on real conversations and the bundled rules."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -10,11 +10,12 @@ from support import ROOT
 
 from ramo_ray.core.rules import load_pool
 from ramo_ray.engines.transformers_engine import TransformersEngine
+from ramo_ray.engines.vllm_engine import CPU_BLOCK_SIZE, VLLMEngine
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines.prompts import JudgePrompts
 from ramo_ray.pipelines.sources import open_trios, read_rows
-from ramo_ray.settings import EngineSettings, JudgeSettings, SourceSettings
+from ramo_ray.settings import EngineSettings, JudgeSettings, SourceSettings, VLLMSettings
 
 HH_RLHF = ROOT.parent / "shared" / "data" / "hh_rlhf" / "harmless-base.test.jsonl.gz"
 pytestmark = [
@@ -59,6 +60,8 @@ def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=6,
         num_key_value_heads=2,
+        # vLLM's attention on CPU takes 32 and more.
+        head_dim=32,
         max_position_embeddings=4096,
         initializer_range=0.2,
     )
@@ -67,24 +70,77 @@ def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_twenty_conversations_on_a_hundred_rules(two_layers: Path, layout: Literal["paper", "rule_last"]) -> None:
-    conversations, labels = real_prompts(layout, 20)
-    prompts = [prompt for rules in conversations for prompt in rules]
-    engine = TransformersEngine(EngineSettings(), two_layers)
-    rows = engine.label_logprobs(prompts, labels)
-    alone = engine.label_logprobs(conversations[7], labels)
+class Cells(NamedTuple):
+    """Judge prompts of each conversation, the labels, and what each prompt gives alone."""
+
+    conversations: list[list[list[int]]]
+    labels: list[int]
+    expected: np.ndarray
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        return [prompt for rules in self.conversations for prompt in rules]
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def cells(request: pytest.FixtureRequest, two_layers: Path) -> Cells:
+    """Twenty conversations on a hundred rules."""
+    conversations, labels = real_prompts(request.param, 20)
+    expected = one_by_one(two_layers, [prompt for rules in conversations for prompt in rules], labels)
+    assert expected.shape == (2000, 3)
+    return Cells(conversations, labels, expected)
+
+
+@pytest.fixture(scope="module")
+def vllm_engine(two_layers: Path) -> Iterator[VLLMEngine]:
+    engine = VLLMEngine(EngineSettings(engine="vllm", vllm=VLLMSettings(kv_cache_gib=0.25)), two_layers)
+    yield engine
     engine.close()
 
-    assert rows.shape == (2000, 3)
-    np.testing.assert_allclose(rows, one_by_one(two_layers, prompts, labels), atol=1e-4)
+
+def test_twenty_conversations_on_a_hundred_rules(two_layers: Path, cells: Cells) -> None:
+    engine = TransformersEngine(EngineSettings(), two_layers)
+    rows = engine.label_logprobs(cells.prompts, cells.labels)
+    alone = engine.label_logprobs(cells.conversations[7], cells.labels)
+    engine.close()
+
+    np.testing.assert_allclose(rows, cells.expected, atol=1e-4)
     np.testing.assert_allclose(rows[700:800], alone, atol=2e-5, err_msg="depends on what it was batched with")
+
+
+def test_twenty_conversations_on_a_hundred_rules_through_vllm(vllm_engine: VLLMEngine, cells: Cells) -> None:
+    order = np.random.default_rng(0).permutation(len(cells.prompts))
+    shuffled = [cells.prompts[i] for i in order]
+    rows = np.empty_like(cells.expected)
+    vllm_engine.llm.reset_prefix_cache()
+    vllm_engine.computed = vllm_engine.cached = 0
+    rows[order] = vllm_engine.label_logprobs(shuffled, cells.labels)
+    computed, cached = vllm_engine.computed, vllm_engine.cached
+    vllm_engine.llm.reset_prefix_cache()
+    alone = vllm_engine.label_logprobs(cells.conversations[7], cells.labels)
+
+    np.testing.assert_allclose(rows, cells.expected, atol=2e-3)
+    np.testing.assert_allclose(rows[700:800], alone, atol=1e-3, err_msg="depends on what it was batched with")
+    assert computed + cached == sum(map(len, cells.prompts))
+    assert computed == block_tokens(sorted(cells.prompts), CPU_BLOCK_SIZE)
+
+
+def block_tokens(prompts: Sequence[Sequence[int]], size: int) -> int:
+    """Tokens to compute where prompts share whole blocks, and each computes at least its last token."""
+    known: set[tuple[int, ...]] = set()
+    tokens = 0
+    for prompt in prompts:
+        blocks = [tuple(prompt[:end]) for end in range(size, len(prompt) + 1, size)]
+        shared = [block for block in blocks if len(block) < len(prompt) and block in known]
+        tokens += len(prompt) - max(map(len, shared), default=0)
+        known.update(blocks)
+    return tokens
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_thirty_cells_of_a_real_model(layout: Literal["paper", "rule_last"]) -> None:
     folder = resolve("bundled:smollm2-135m-instruct")
-    conversations, labels = real_prompts(layout, 6)
+    conversations, labels = real_prompts(layout, 7)
     engine = TransformersEngine(EngineSettings(), folder)
     rows = np.stack([engine.label_logprobs(rules[:30], labels) for rules in conversations[:2]])
     rest = engine.label_logprobs([rules[i] for rules in conversations[2:] for i in (0, 99)], labels)

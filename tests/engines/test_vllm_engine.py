@@ -91,6 +91,8 @@ def test_answers_come_in_the_order_asked(engine: VLLMEngine) -> None:
 
     np.testing.assert_allclose(engine.label_logprobs(PROMPTS[::-1], LABELS), rows[::-1], atol=1e-4)
     np.testing.assert_allclose(engine.label_logprobs(PROMPTS, LABELS[::-1]), rows[:, ::-1], atol=1e-4)
+    several = [3, 0, 3, 5, 2, 0, 1, 4, 4]
+    np.testing.assert_allclose(engine.label_logprobs([PROMPTS[i] for i in several], LABELS), rows[several], atol=1e-4)
     assert engine.label_logprobs([], LABELS).shape == (0, 3)
 
 
@@ -102,12 +104,16 @@ def test_another_list_of_labels_is_answered_too(engine: VLLMEngine, other: Trans
         engine.label_logprobs(PROMPTS, list(range(129)))
 
 
-def test_prompts_share_the_cache(engine: VLLMEngine) -> None:
+def test_each_whole_block_that_prompts_share_is_computed_once(engine: VLLMEngine) -> None:
     trunk = list(range(3000, 3200))
-    engine.label_logprobs([[*trunk, 5]], LABELS)
+    prompts = [[*trunk, 5, 6], [7] * 40, [*trunk, 9], [*trunk, 5, 6], [7] * 33]
+    engine.computed = engine.cached = 0
+    engine.label_logprobs(prompts, LABELS)
 
-    (answer,) = engine.llm.generate([{"prompt_token_ids": [*trunk, 9]}], use_tqdm=False)
-    assert answer.num_cached_tokens == 192  # the six whole blocks of 32 in 200
+    # Blocks have 32 tokens: two prompts share one of them, two share six, and equal prompts are one.
+    assert (engine.computed, engine.cached) == (33 + 8 + 202 + 9, 32 + 192)
+    engine.label_logprobs([[*trunk, 5, 6]], LABELS)
+    assert (engine.computed, engine.cached) == (252 + 10, 224 + 192)
 
 
 def test_the_context_is_used_to_its_last_token(engine: VLLMEngine) -> None:
@@ -161,28 +167,32 @@ from ramo_ray.settings import EngineSettings
 
 if __name__ == "__main__":
     engine = build_engine(EngineSettings.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
-    engine.label_logprobs([[5, 6]], [7, 8])
-    print(json.dumps([child.pid for child in psutil.Process().children(recursive=True)]), flush=True)
+    rows = engine.label_logprobs(json.loads(sys.argv[3]), [7, 8, 9]).tolist()
+    print(json.dumps([rows, [child.pid for child in psutil.Process().children(recursive=True)]]), flush=True)
     time.sleep(600)
 """
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers need a processor each")
-def test_no_process_outlives_a_killed_owner(tiny_model: Path, tmp_path: Path) -> None:
+def test_two_ranks_answer_as_one_model_and_end_with_a_killed_owner(tiny_model: Path, tmp_path: Path) -> None:
     one, two, *_ = sorted(os.sched_getaffinity(0))
-    # Two workers are the hard case: by itself an engine has no process beside its owner's.
+    # By itself an engine has no process beside its owner's; two ranks are a worker each.
     spread = VLLMSettings(kv_cache_gib=0.25, tensor_parallel_size=2)
     settings = EngineSettings(engine="vllm", max_length=128, vllm=spread)
     script = tmp_path / "owner.py"
     script.write_text(OWNER)
-    command = [sys.executable, str(script), settings.model_dump_json(), str(tiny_model)]
+    prompts = [[5, 6], [*range(3, 90)], [*range(3, 80), 4], [9]]
+    command = [sys.executable, str(script), settings.model_dump_json(), str(tiny_model), json.dumps(prompts)]
     environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": f"{one}|{two}"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as owner:
         assert owner.stdout is not None
-        children = [psutil.Process(pid) for pid in json.loads(owner.stdout.readline() or "[]")]
+        rows, pids = json.loads(owner.stdout.readline() or "[[], []]")
+        children = [psutil.Process(pid) for pid in pids]
         names = [child.name() for child in children]
         owner.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(children, timeout=20)
 
     assert len([name for name in names if "Worker" in name]) == 2
     assert alive == []
+    alone = TransformersEngine(EngineSettings(max_length=128), tiny_model).label_logprobs(prompts, [7, 8, 9])
+    np.testing.assert_allclose(rows, alone, atol=1e-4)
