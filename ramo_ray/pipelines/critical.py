@@ -39,7 +39,12 @@ def find_critical(
     rated = groups.map_batches(
         partial(_attach_ratings, folder=ratings, rule_ids=list(rule_ids)), batch_format="pyarrow", num_cpus=0.1
     )
-    return rated.map_batches(
+    return add_relevance(rated, embedder, rules)
+
+
+def add_relevance(groups: Dataset, embedder: EmbedderSettings, rules: Sequence[str]) -> Dataset:
+    """Add to each trio its relevance: sim(x, u_i) of equation 12 to each rule's text."""
+    return groups.map_batches(
         RelevanceScorer,
         fn_constructor_kwargs={"settings": embedder.model_dump(mode="json"), "rules": list(rules)},
         batch_format="pyarrow",

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
+    from ramo_ray.engines.base import Engine
+
 Group = dict[str, Any]
 NO_ANSWER = "the judge gave no answer"
 RATING_FIELDS = ("score", "p_yes", "p_no", "p_irrelevant", "label_mass")
@@ -58,15 +60,17 @@ def rate(groups: Dataset, judge: JudgeSettings, rules: Sequence[str], asked: Ask
 
 
 class RuleJudge:
-    """Actor that owns a judge: its tokenizer, its engine and the pool's prompts."""
+    """Actor that owns a judge: its tokenizer, its engine (its own, or one that is given) and the pool's prompts."""
 
-    def __init__(self, settings: Mapping[str, Any], rules: Sequence[str], asked: Asked, meter: Any) -> None:
+    def __init__(
+        self, settings: Mapping[str, Any], rules: Sequence[str], asked: Asked, meter: Any, engine: Engine | None = None
+    ) -> None:
         judge = JudgeSettings.model_validate(settings)
         self.method = judge.method
         self.fit = fit_or_cut if judge.too_long == "truncate_response" else fit
         path = resolve(judge.model, judge.revision)
         self.pool = make_pool("judge", list(rules), origin="rules")
-        self.engine = build_engine(judge, path)
+        self.engine = engine or build_engine(judge, path)
         self.prompts = JudgePrompts(load_tokenizer(path), judge, self.pool, bare=self.engine.applies_chat_template)
         self.counted = Usage()
         self.asked, self.meter = asked, meter

@@ -15,8 +15,9 @@ def schema(name: str) -> pa.Schema:
     """The schema of a table by name.
 
     On disk: `conversations`, `trios`, `ratings`, `critical`, `preferences`, `quarantine`; and `failures`,
-    which the quarantine is made of when the run ends. In flight: `rows` (one
-    of a source, good or bad) and `groups` (one prompt, all its responses, the trios between them).
+    which the quarantine is made of when the run ends; of ways that are compared, `costs` and `compared` (trios that
+    all ways rated). In flight: `rows` (one of a source, good or bad), `groups` (one prompt, all its responses, the
+    trios between them) and `rated_ways` (a group with what each way made of it).
     """
     import pyarrow as pa
 
@@ -41,6 +42,7 @@ def schema(name: str) -> pa.Schema:
         ("done", pa.bool_()),
         *ratings,
     ]
+    costs = [("calls", pa.int64()), ("tokens", pa.int64()), ("seconds", pa.float64())]
     fields: dict[str, list[tuple[str, Any]]] = {
         "conversations": [
             ("conversation_id", string),
@@ -110,13 +112,22 @@ def schema(name: str) -> pa.Schema:
             ("conversations", pa.list_(pa.struct(rated_conversation))),
             ("trios", pa.list_(pa.struct([*trio, *picked]))),
             ("bad", pa.list_(pa.struct([("origin", string), ("id", string), ("reason", string)]))),
-            ("calls", pa.int64()),
-            ("tokens", pa.int64()),
-            ("seconds", pa.float64()),
+            *costs,
             ("adapter_seconds", pa.float64()),
             *((name, pa.float64() if name == "cost" else pa.int64()) for name in Usage._fields),
         ],
+        "costs": [("way", string), ("prompt_id", string), *costs],
+        "compared": [
+            ("trio_id", string),
+            ("prompt_id", string),
+            ("conversation_a", string),
+            ("conversation_b", string),
+            ("label", pa.int8()),
+            ("relevance", floats),
+        ],
     }
+    of_a_way = [("way", string), *costs, ("ratings", pa.list_(pa.struct(fields["ratings"])))]
+    fields["rated_ways"] = [*fields["groups"], ("ways", pa.list_(pa.struct(of_a_way)))]
     return pa.schema(fields[name])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,6 @@ RULES = [
     "Accept the response that gives an example.",
 ]
 TOPICS = ("bread", "bicycles", "gardens", "maps", "kites", "lamps", "rivers", "clocks", "songs", "stones")
-
-
-@pytest.fixture(scope="session")
-def long_context_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, whose rotary positions reach as far as a judge's prompt in bytes."""
-    folder = tmp_path_factory.mktemp("tiny-long") / "model"
-    shutil.copytree(tiny_model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
-    return folder
 
 
 @pytest.fixture
