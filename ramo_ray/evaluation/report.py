@@ -1,27 +1,23 @@
 """A run as one HTML page that needs nothing else: no network, no script, drawings and style inside.
 
-What comes from the data is cleaned and escaped at one place, the template environment. Texts of prompts and
-responses stand in closed folds, since they may be harmful to read.
+Texts of prompts and responses stand in closed folds, since they may be harmful to read.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from ramo_ray.evaluation import formatting, rule_plots, training_plots
-from ramo_ray.evaluation.report_data import Estimate, Floats, Judge, ReportData, StageCost
-from ramo_ray.evaluation.texts import clean
+from ramo_ray.evaluation import rule_plots, training_plots
+from ramo_ray.evaluation.page import environment, judge_warning
+from ramo_ray.evaluation.report_data import Estimate, Floats, ReportData, StageCost
 from ramo_ray.evaluation.trio_rows import selected_rules, trio_rows
 
 MAX_TRIOS = 200
-BUNDLED_JUDGE = "bundled:smollm2-135m-instruct"
 
 
 class Drawings(NamedTuple):
@@ -34,64 +30,26 @@ class Drawings(NamedTuple):
     reward_margins: Markup | None
 
 
-_TEMPLATES = Path(__file__).parent / "templates"
-
-
 def render(data: ReportData) -> str:
     """Render the report as an HTML document. The same data give the same text, which always encodes as UTF-8."""
     used = int(np.count_nonzero(data.rule_use.counts)) if data.rule_use else 0
-    return (
-        _environment()
-        .get_template("report.html")
-        .render(
-            data=data,
-            warning=_warning(data.judge),
-            estimates=_estimates(data),
-            uneven_stages=[stage for stage in data.stages if _is_uneven(stage)],
-            drawings=_drawings(data),
-            terms=_term_rows(data),
-            bars=min(rule_plots.TOP_RULES, used),
-            never_critical=len(data.rules) - used,
-            opening=rule_plots.shared_opening(data.rules).strip(),
-            selected=selected_rules(data.example, data.rules) if data.example and data.rules else [],
-            trios=trio_rows(data.trios[:MAX_TRIOS], data.rules),
-            trio_count=len(data.trios) if data.trio_count is None else data.trio_count,
-            config=json.dumps(data.config, indent=2, ensure_ascii=False, sort_keys=True),
-        )
+    templates = environment()
+    templates.filters["total"] = _total
+    return templates.get_template("report.html").render(
+        data=data,
+        warning=judge_warning(data.judge),
+        estimates=_estimates(data),
+        uneven_stages=[stage for stage in data.stages if _is_uneven(stage)],
+        drawings=_drawings(data),
+        terms=_term_rows(data),
+        bars=min(rule_plots.TOP_RULES, used),
+        never_critical=len(data.rules) - used,
+        opening=rule_plots.shared_opening(data.rules).strip(),
+        selected=selected_rules(data.example, data.rules) if data.example and data.rules else [],
+        trios=trio_rows(data.trios[:MAX_TRIOS], data.rules),
+        trio_count=len(data.trios) if data.trio_count is None else data.trio_count,
+        config=json.dumps(data.config, indent=2, ensure_ascii=False, sort_keys=True),
     )
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalize,
-    )
-    for name in ("whole", "decimal", "signed", "calls", "percent", "duration"):
-        environment.filters[name] = getattr(formatting, name)
-    environment.filters["total"] = _total
-    return environment
-
-
-def _finalize(value: Any) -> Any:
-    """Clean every text that a template prints; escaping follows. Our own drawings are past both."""
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _warning(judge: Judge | None) -> str:
-    if judge is None:
-        return ""
-    if judge.engine == "scripted":
-        return "The judge was scripted: its answers are hashes. This run is a dry run, and its numbers mean nothing."
-    if judge.model == BUNDLED_JUDGE:
-        return (
-            "The judge was the bundled 135M model, which agrees with humans no better than chance. "
-            "This run shows the machinery, not the method’s quality."
-        )
-    return ""
 
 
 def _estimates(data: ReportData) -> list[tuple[str, str, Estimate]]:
