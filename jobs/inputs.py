@@ -22,7 +22,7 @@ SAMPLES = "samples"
 """As `prompts`: the prompts that the package carries."""
 
 
-class TrioStageConfig(StageConfig):
+class SourceStageConfig(StageConfig):
     """What all stages that read trios share."""
 
     trios: str = ""
@@ -32,9 +32,14 @@ class TrioStageConfig(StageConfig):
     limit: PositiveInt | None = None
     """Rows of `trios` that are read. What was generated is read whole."""
     source: SourceSettings = SourceSettings()
-    splits: SplitSettings = SplitSettings()
     rules: str = ""
     """A rule pool in YAML. Empty: the paper's 100 rules."""
+
+
+class TrioStageConfig(SourceStageConfig):
+    """What those share that split the trios by prompt."""
+
+    splits: SplitSettings = SplitSettings()
 
 
 def earlier(config: StageConfig, key: str, given: str, run: str, relative: str) -> Path:
@@ -59,7 +64,7 @@ def sample_prompts() -> str:
     return str(Path(ramo_ray.__file__).with_name("samples") / "prompts.jsonl")
 
 
-def open_source(config: TrioStageConfig) -> Source:
+def open_source(config: SourceStageConfig) -> Source:
     """The source of trios: `trios`, or what generate_responses wrote in `run`."""
     from ramo_ray.pipelines.sources import open_trios
 
@@ -89,7 +94,7 @@ def _looks_local(path: str) -> bool:
     )
 
 
-def rule_pool(config: TrioStageConfig, r: int) -> RulePool:
+def rule_pool(config: SourceStageConfig, r: int) -> RulePool:
     """The configured pool, checked against the rule budget."""
     pool = load_pool(str(locate(config, "rules", config.rules)) if config.rules else "")
     pool.require(r)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jobs.overview import manifests
-from jobs.stage import read_json
+from jobs.stage import read_json, write_text
 from ramo_ray.core.rules import load_pool
 from ramo_ray.evaluation import report_data as rd
 from ramo_ray.evaluation.report import MAX_TRIOS, render
@@ -25,11 +24,8 @@ Row = dict[str, Any]
 
 def write_report(run: Path) -> Path:
     """Write `report.html` into a run's folder, with whatever stages are there; give its path."""
-    page = render(collect(run))
     target = run / "report.html"
-    partial = run / f".report.html.{os.getpid()}"
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, target)
+    write_text(target, render(collect(run)))
     return target
 
 

@@ -82,11 +82,16 @@ def locate(config: StageConfig, key: str, path: str) -> Path:
     return base.absolute()
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text so that a reader never sees half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=True) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=True) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

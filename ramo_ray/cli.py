@@ -74,6 +74,17 @@ def report(run: Annotated[Path, typer.Argument(help="A pipeline's folder.")]) ->
     typer.echo(str(write_report(run)))
 
 
+@app.command()
+def compare_layouts(
+    words: Annotated[list[str], typer.Argument(help="CONFIG [key=value ...], as for python -m jobs.compare_layouts.")],
+) -> None:
+    """Rate conversations in several layouts and methods; say how far they agree and what each costs."""
+    from jobs.compare_layouts import main
+    from ramo_ray.config import run
+
+    run(main, words)
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def submit(
     job: Annotated[str, typer.Argument(help="A job, such as pipeline or rate.")],
