@@ -72,8 +72,10 @@ def check(config: CompareLayoutsConfig) -> list[JudgedWay]:
     pool = rule_pool(config, config.selection.r)
     if config.trios:
         _source(config)
-    judges = [(way.name, config.judge.model_copy(update=way.model_dump())) for way in config.ways]
-    return [JudgedWay(name, judge, check_judge(judge, pool).fingerprint) for name, judge in judges]
+    judges = [check_judge(config.judge.model_copy(update=way.model_dump()), pool) for way in config.ways]
+    return [
+        JudgedWay(way.name, judge.settings, judge.fingerprint) for way, judge in zip(config.ways, judges, strict=True)
+    ]
 
 
 def main(config: CompareLayoutsConfig) -> list[str]:
@@ -107,7 +109,7 @@ def _compare(config: CompareLayoutsConfig, stage: Stage) -> None:
     survey = sources.survey(source, None)
     if survey.prompts < 2:
         raise SourceError(
-            f"{source.files[0]}: its first {config.limit} rows hold one prompt, and intervals need two or more. "
+            f"{source.files[0]}: the {survey.rows} rows that were read hold one prompt, and intervals need two or more. "
             "Raise `limit`, or name another `trios`."
         )
     store = PartStore(str(stage.data), TABLES).open()

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table as RichTable
 
-from jobs.display import console, truncated_line
+from jobs.display import console, server_lines, summary, truncated_line
 from jobs.stage import Stage, read_json, write_json, write_text
 from ramo_ray.core.comparison import WayComparison
 from ramo_ray.core.resampling import Estimate
@@ -73,15 +73,24 @@ def _from_json(way: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(stage: Stage) -> None:
-    """Print the tables, then a sentence a way and how to read them."""
-    ways, counts = read_results(stage.folder), stage.manifest["counts"]
-    console.print(f"comparison in {stage.folder}", soft_wrap=True, markup=False)
+    """Print what was compared, the tables, then a sentence a way and how to read them."""
+    ways, counts, judge = read_results(stage.folder), stage.manifest["counts"], stage.manifest["judge"]
+    summary(
+        f"comparison in {stage.folder}",
+        {
+            "trios": counts["rows_out"],
+            "prompts": counts["prompts"],
+            "conversations": counts["conversations"],
+            "judge calls": judge["calls"],
+            "quarantined trios": counts["quarantined"],
+            **truncated_line(counts),
+            **server_lines(judge),
+        },
+    )
     for table in tables(ways):
         console.print(_terminal_table(table))
     for sentence in conclusions(ways, counts["rows_out"]):
         console.print(sentence, markup=False)
-    for name, count in truncated_line(counts).items():
-        console.print(f"{count} conversations {name}.", markup=False)
     console.print(READING[0], style="dim", markup=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from ramo_ray.core.rules import make_pool
+from ramo_ray.engines.base import TokenIds, Usage
+from ramo_ray.engines.scripted_engine import ScriptedEngine
 from ramo_ray.errors import SourceError
 from ramo_ray.pipelines.comparing import JudgedWay, WaysJudge, read_ways, way_rows
 from ramo_ray.pipelines.rating import RuleJudge
@@ -124,6 +127,29 @@ def test_a_conversation_that_one_way_cannot_rate_spoils_its_trios_only(
     arrays = read_ways(store, ways, POOL.ids)
     assert arrays.scores.shape == (3, 4, 3)
     np.testing.assert_array_equal(arrays.calls, [[6, 6]] * 3)
+
+
+class Served(ScriptedEngine):
+    """Counts as a server's engine does: a request a prompt."""
+
+    usage = Usage()
+
+    def label_logprobs(self, prompts: Sequence[TokenIds], labels: TokenIds) -> np.ndarray:
+        self.usage = self.usage._replace(requests=self.usage.requests + len(prompts), cost=self.usage.cost + 0.5)
+        return super().label_logprobs(prompts, labels)
+
+
+@pytest.mark.slow
+def test_what_a_server_counts_is_charged_once(long_context_model: Path) -> None:
+    judge, engine = made(ways_of(long_context_model), Calls()), Served()
+    judge.engine = engine
+    for _, own, _ in judge.judges:
+        own.engine = engine
+    batches = [table("groups", [group(name, ("Yes.", "No.")), group(f"no {name}", ("Yes.", "No."))]) for name in "ab"]
+    rated = [one for batch in batches for one in judge(batch).to_pylist()]
+    assert engine.usage.requests > 0
+    for field in ("requests", "cost"):
+        assert sum(one[field] or 0 for one in rated) == getattr(engine.usage, field)
 
 
 def test_a_fault_in_any_way_is_a_failure_with_its_name() -> None:
