@@ -331,15 +331,15 @@ def test_a_control_tokens_name_is_not_sent_to_a_chat_server(
     assert [asked for asked in place.server.asked if "<|im_end|>" in str(asked.body)] == []
 
 
-@pytest.mark.parametrize("status", [401, 402, 404])
+@pytest.mark.parametrize(("status", "remedy"), [(401, "wants a key"), (402, "no credit"), (404, "openai.model")])
 def test_a_revoked_key_ends_the_run_at_once(
-    stand: Callable[..., Stand], encode: Any, labels: list[int], status: int
+    stand: Callable[..., Stand], encode: Any, labels: list[int], status: int, remedy: str
 ) -> None:
     place = stand()
     engine = place.engine()
     place.server.always = refusal(status)
 
-    with pytest.raises(ServerError, match=f"HTTP {status}"):
+    with pytest.raises(ServerError, match=f"HTTP {status} .*{remedy}"):
         engine.label_logprobs([encode(f"{number}") for number in range(50)], labels)
     assert len(place.server.asked) <= 3
     assert place.clock.sleeps == []
