@@ -17,6 +17,7 @@ ROWS = 512
 GATED = ("gate_proj", "up_proj", "down_proj")
 """What Llama and its many kin call the layers of down(silu(gate(x)) · up(x))."""
 TOLERANCE = 1e-4
+"""Largest difference from the plain layer, of its largest number."""
 
 
 def pack_linears(model: Any) -> None:
@@ -80,8 +81,8 @@ def _gated(layer: Any) -> Any:
 
     probe = torch.linspace(-2, 2, 3 * gate.in_features).view(1, 3, gate.in_features)
     with torch.inference_mode():
-        packed = PackedGated()
-        if torch.allclose(packed(probe), layer(probe), atol=TOLERANCE, rtol=TOLERANCE):
+        packed, expected = PackedGated(), layer(probe)
+        if (packed(probe) - expected).abs().max() <= TOLERANCE * expected.abs().max():
             return packed
     for name, linear in zip(GATED, (gate, up, down), strict=True):
         setattr(layer, name, linear)

@@ -58,10 +58,11 @@ class PassState:
         self.held, self.handed_on = held, KeysValues()
         self.kept = _runs(one.handed_on)
         if place.type == "cpu":
-            cut = list(radix.stretches(tree, one, block=CPU_BLOCK, slack=CPU_SLACK))
+            self.cut = list(radix.stretches(tree, one, block=CPU_BLOCK, slack=CPU_SLACK))
         else:
-            cut = [radix.blocks(tree, one, GPU_BLOCK)]
-        self.stretches = [_on_device(stretch, kind, place) for stretch in cut]
+            self.cut = [radix.blocks(tree, one, GPU_BLOCK)]
+        self.kind, self.place = kind, place
+        self.stretches: dict[int, list[_Stretch]] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """Attention of queries [1, H, T, D] over the held and the new keys and values [1, h, T, D]: [1, T, H, D]."""
@@ -73,24 +74,30 @@ class PassState:
         # Copies where they would be views, which hold on to all keys of the pass.
         self.handed_on[layer] = (_take(key, self.kept).clone(), _take(value, self.kept).clone())
         seen = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
-        for stretch in self.stretches:
+        group = query.shape[1] // key.shape[1]
+        if group not in self.stretches:
+            # By the first layer, for all that are shaped like it.
+            self.stretches[group] = [_on_device(stretch, group, self.kind, self.place) for stretch in self.cut]
+        for stretch in self.stretches[group]:
             _attend(stretch, query, key, value, scale, seen)
         return seen
 
 
-def _on_device(stretch: radix.Stretch, kind: dtype, place: device) -> _Stretch:
-    import torch
-
+def _on_device(stretch: radix.Stretch, group: int, kind: dtype, place: device) -> _Stretch:
     blocks = [
-        _Block(block.queries, _runs(block.keys), _mask(torch.from_numpy(block.visible), kind).to(place))
+        _Block(block.queries, _runs(block.keys), _mask(block.visible, group, kind).to(place))
         for block in stretch.blocks
     ]
     return _Stretch(stretch.queries, _runs(stretch.trunk), blocks)
 
 
-def _mask(visible: Tensor, kind: dtype) -> Tensor:
+def _mask(visible: np.ndarray, group: int, kind: dtype) -> Tensor:
+    """What is added to the scores, for each of the heads that share keys."""
+    import torch
+
     # Scaled dot product attention would turn booleans into this once a layer.
-    return visible.new_zeros(visible.shape, dtype=kind).masked_fill_(~visible, float("-inf"))
+    mask = torch.zeros(visible.shape, dtype=kind).masked_fill_(torch.from_numpy(~visible), float("-inf"))
+    return mask.repeat(group, 1)
 
 
 def _runs(places: np.ndarray) -> list[slice]:
@@ -126,18 +133,16 @@ def _attend(stretch: _Stretch, query: Tensor, key: Tensor, value: Tensor, scale:
         seen[:, block.queries] = own.transpose(1, 2)
 
 
-def _grouped(query: Tensor, heads: int) -> tuple[Tensor, int]:
+def _rows(query: Tensor, heads: int) -> Tensor:
     """Queries [1, H, T, D] as rows [1, h, H/h · T, D], so that no key is copied for the heads that share it."""
-    group = query.shape[1] // heads
-    return query.reshape(1, heads, group * query.shape[2], query.shape[3]), group
+    return query.reshape(1, heads, -1, query.shape[3])
 
 
 def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
     """Attention [1, H, T, D] under a mask."""
     from torch.nn.functional import scaled_dot_product_attention
 
-    rows, group = _grouped(query, key.shape[1])
-    seen: Tensor = scaled_dot_product_attention(rows, key, value, attn_mask=mask.repeat(group, 1), scale=scale)
+    seen: Tensor = scaled_dot_product_attention(_rows(query, key.shape[1]), key, value, attn_mask=mask, scale=scale)
     return seen.view(*query.shape[:3], value.shape[-1])
 
 
@@ -147,11 +152,10 @@ def _flash(
     """Attention [1, h, H/h, T, D], and the logarithm of its normaliser [1, h, H/h, T, 1]."""
     import torch
 
-    rows, group = _grouped(query, key.shape[1])
     seen, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        rows, key, value, attn_mask=None if mask is None else mask.repeat(group, 1), scale=scale
+        _rows(query, key.shape[1]), key, value, attn_mask=mask, scale=scale
     )
-    apart = (1, key.shape[1], group, query.shape[2])
+    apart = (1, key.shape[1], query.shape[1] // key.shape[1], query.shape[2])
     return seen.reshape(*apart, -1), normaliser.reshape(*apart, 1)
 
 
