@@ -20,6 +20,7 @@ from rich.progress import track
 from rich.table import Table
 from workload import HH_RLHF, ROOT, Asked, Group, asked, pairs
 
+from ramo_ray.core.rules import load_pool
 from ramo_ray.engines import build_engine
 from ramo_ray.models.resolve import resolve
 from ramo_ray.settings import EngineSettings
@@ -73,19 +74,22 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--trios", type=Path, default=HH_RLHF, help="HH-RLHF's file; the first usable trios count")
     arguments.add_argument("--output", type=Path, default=ROOT / "runs" / "bench")
+    arguments.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS)
     chosen = arguments.parse_args()
+    if not chosen.trios.exists():
+        arguments.error(f"{chosen.trios} is not there: give --trios, harmless-base's test.jsonl.gz of HH-RLHF")
     folder = chosen.output / "reference"
     folder.mkdir(parents=True, exist_ok=True)
 
     model = resolve(MODEL)
-    works = {layout: asked(model, layout, conversations(chosen.trios)) for layout in LAYOUTS}
+    works = {layout: asked(model, layout, conversations(chosen.trios)) for layout in chosen.layouts}
     references = {layout: reference(model, work, folder) for layout, work in works.items()}
     found = dict(differences(model, works, references))
 
     table = Table("way", "answers", "largest difference", "allowed")
     for name, difference in found.items():
         allowed = TOLERANCES[name.split("_")[0]]
-        table.add_row(name, f"{references['paper'].shape[0]:,}", f"{difference:.1e}", f"{allowed:.0e}")
+        table.add_row(name, f"{CONVERSATIONS * len(load_pool()):,}", f"{difference:.1e}", f"{allowed:.0e}")
     Console().print(table)
     (chosen.output / "exact.json").write_text(json.dumps({"measures": found}, indent=2))
     if wrong := [name for name, difference in found.items() if difference > TOLERANCES[name.split("_")[0]]]:

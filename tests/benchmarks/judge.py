@@ -128,7 +128,10 @@ def _arguments() -> argparse.Namespace:
     arguments.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     arguments.add_argument("--trios", type=Path, default=HH_RLHF, help="HH-RLHF's file; the first usable trios count")
     arguments.add_argument("--output", type=Path, default=ROOT / "runs" / "bench")
-    return arguments.parse_args()
+    chosen = arguments.parse_args()
+    if not chosen.trios.exists():
+        arguments.error(f"{chosen.trios} is not there: give --trios, harmless-base's test.jsonl.gz of HH-RLHF")
+    return chosen
 
 
 def _error(references: dict[str, list[list[float]]], name: str, way: Way) -> float:
