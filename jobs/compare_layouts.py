@@ -109,7 +109,7 @@ def _compare(config: CompareLayoutsConfig, stage: Stage) -> None:
     survey = sources.survey(source, None)
     if survey.prompts < 2:
         raise SourceError(
-            f"{source.files[0]}: its {survey.rows} rows that were read hold one prompt; intervals need two. "
+            f"{source.files[0]}: the {survey.rows} rows that were read hold one prompt; intervals need two. "
             "Raise `limit`, or name another `trios`."
         )
     store = PartStore(str(stage.data), TABLES).open()

@@ -169,7 +169,7 @@ def test_a_run_that_is_killed_goes_on_where_it_stood(setup: Setup) -> None:
     [
         (
             [{"prompt": "One.", "chosen": "Yes.", "rejected": "No."}],
-            "the 1 rows that were read hold one prompt, and intervals need two",
+            "the 1 rows that were read hold one prompt; intervals need two",
         ),
         ([{"prompt": "One.", "chosen": "Same.", "rejected": "Same."}] * 2, "none of its 2 rows can be used"),
     ],
