@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ramo_ray.core.comparison import WayComparison
+from ramo_ray.core.resampling import Estimate
 from ramo_ray.evaluation.svg import BLUE, GREY, INK, MUTED, ORANGE, inline_svg
 
 if TYPE_CHECKING:
@@ -69,13 +70,12 @@ def _draw_speed(figure: Figure, *, ways: Sequence[WayComparison]) -> None:
     layouts, methods = (_in_order([way.name.split("/")[part] for way in ways]) for part in (0, 1))
     for way in ways:
         layout, method = way.name.split("/")
-        speed, flips = way.calls_a_second, way.flips
-        kept = 1 - flips.value
+        speed, kept = way.calls_a_second, Estimate(1 - way.flips.value, 1 - way.flips.high, 1 - way.flips.low)
         axes.errorbar(
             speed.value,
-            kept,
-            xerr=[[speed.value - speed.low], [speed.high - speed.value]],
-            yerr=[[flips.high - flips.value], [flips.value - flips.low]],
+            kept.value,
+            xerr=_reach(speed),
+            yerr=_reach(kept),
             fmt=MARKERS[methods.index(method) % len(MARKERS)],
             color=COLOURS[layouts.index(layout) % len(COLOURS)],
             markersize=7,
@@ -89,6 +89,11 @@ def _draw_speed(figure: Figure, *, ways: Sequence[WayComparison]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.legend(loc="outside upper left", ncols=2, handletextpad=0.4, columnspacing=1.2)
+
+
+def _reach(found: Estimate) -> list[list[float]]:
+    """How far an interval reaches to either side; not at all where a percentile has passed the value itself."""
+    return [[max(0.0, found.value - found.low)], [max(0.0, found.high - found.value)]]
 
 
 def _in_order(names: Sequence[str]) -> list[str]:

@@ -112,6 +112,10 @@ def test_a_drawing_has_a_dot_for_each_rule_that_has_a_correlation(ways: list[Way
     assert page([ways[0], more]).count("<use") > page([ways[0], ways[1]]).count("<use")
 
 
+def test_an_interval_beside_its_value_is_drawn(ways: list[WayComparison]) -> None:
+    assert "<svg" in page([ways[0], way("rule_last/number", calls_a_second=Estimate(5.0, 5.5, 6.0))])
+
+
 def test_markup_in_any_text_stays_text(ways: list[WayComparison]) -> None:
     attack = "</style><script>alert(1)</script>"
     html = page(ways, facts={attack: attack}, fingerprints={attack: attack}, config={attack: attack}, created=attack)
