@@ -143,7 +143,7 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: floa
     from torch.nn.functional import scaled_dot_product_attention
 
     seen: Tensor = scaled_dot_product_attention(_rows(query, key.shape[1]), key, value, attn_mask=mask, scale=scale)
-    return seen.view(*query.shape[:3], value.shape[-1])
+    return seen.reshape(*query.shape[:3], value.shape[-1])
 
 
 def _flash(

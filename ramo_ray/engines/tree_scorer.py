@@ -24,6 +24,8 @@ MOST_LOGITS = 2**26
 VARYING_ROTATIONS = ("dynamic", "longrope")
 """Rotary positions that depend on the longest position in the call."""
 WHOLE_VIEW = {"full_attention"}
+AGREEMENT, HALF_AGREEMENT = {"torch.float32": 1e-4}, 0.25
+"""Log-probabilities that packed prompts may be off by at the start: rounding, in whole and in half precision."""
 LIMITS = ("sliding_window", "attention_chunk_size", "attn_logit_softcapping")
 
 
@@ -42,6 +44,7 @@ class TreeScorer:
         self.model, self.device = model, model.device
         config = model.config.get_text_config()
         self.vocabulary_size: int = config.vocab_size
+        self.context: int = getattr(config, "max_position_embeddings", None) or CPU_BUDGET
         self.budget = CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET
         self.most_asked = max(1, MOST_LOGITS // self.vocabulary_size)
         self.computed = self.passes = 0
@@ -129,22 +132,29 @@ class TreeScorer:
         return torch.from_numpy(ids.astype(np.int64)).to(self.device)[None]
 
     def _agrees(self) -> bool:
-        """Whether a tree in two passes gives what its prompts give alone."""
+        """Whether a tree in several passes gives what its prompts give alone."""
         import torch
 
-        prompts = [[0, 1, 2, 3], [0, 1, 3], [0, 2]]
+        # Longer than a trunk has to be, and of few words, so that any vocabulary has them.
+        trunk = [place % 7 for place in range(min(2 * tree_attention.CPU_SLACK, self.context - 3))]
+        prompts = [[*trunk, 0, 1, 2], [*trunk, 0, 2], [*trunk, 1], [0, 2]]
         labels = range(min(8, self.vocabulary_size))
-        whole, self.budget = self.budget, 3
-        with torch.inference_mode():
-            apart = np.abs(self._shared(prompts, labels) - self._one_by_one(prompts, labels)).max()
-        self.budget, self.computed, self.passes = whole, 0, 0
-        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.25
+        whole, self.budget = self.budget, len(trunk) - 3
+        try:
+            with torch.inference_mode():
+                apart = float(np.abs(self._shared(prompts, labels) - self._one_by_one(prompts, labels)).max())
+        except (EngineError, TypeError) as error:
+            logger.warning("%s: %s Scoring prompts one by one.", type(self.model).__name__, error)
+            return False
+        finally:
+            self.budget, self.computed, self.passes = whole, 0, 0
         # What is not finite is reported for the prompts that it happens to.
-        if apart > tolerance:
+        agrees = not apart > AGREEMENT.get(str(self.model.dtype), HALF_AGREEMENT)
+        if not agrees:
             logger.warning(
                 "%s: packed prompts differ by %.2g; scoring them one by one", type(self.model).__name__, apart
             )
-        return not apart > tolerance
+        return agrees
 
 
 def _logprobs(logits: Tensor, labels: TokenIds) -> np.ndarray:

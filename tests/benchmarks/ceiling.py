@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-TOKENS = (256, 1024)
+TOKENS, GPU_TOKENS = (256, 1024), (1024, 8192)
 REPEATS = 2
 
 
@@ -18,8 +18,9 @@ def ceiling_tokens(model: Any) -> float:
     import torch
 
     weights = [m.weight.detach() for m in model.get_decoder().modules() if isinstance(m, torch.nn.Linear)]
+    counts = TOKENS if weights[0].device.type == "cpu" else GPU_TOKENS
     with torch.inference_mode():
-        best = max(_tokens_a_second(weights, count, torch.nn.functional.linear) for count in TOKENS)
+        best = max(_tokens_a_second(weights, count, torch.nn.functional.linear) for count in counts)
         if weights[0].device.type == "cpu" and weights[0].dtype == torch.float32:
             packed = [torch.ops.mkldnn._reorder_linear_weight(weight, 512) for weight in weights]
             best = max(best, *(_tokens_a_second(packed, count, _packed_product, weights) for count in TOKENS))

@@ -32,6 +32,7 @@ TRIOS = 8
 GROUPS_A_CALL = 4
 EVERY = 101
 """One in so many prompts is asked one by one: rules and conversations take turns, in a hundredth of the time."""
+PLAN_SECONDS, PLAN_GIB = 2.0, 1.0
 TOLERANCES = {"transformers": 1e-4, "vllm": 2e-3}
 """Largest difference from one-by-one scoring in float32, by engine."""
 
@@ -99,7 +100,7 @@ def main() -> None:
     planned = planning()
     ways, references, ceiling, where = transformers_ways(path, chosen.dtype, works)
     # Both models at once would share the machine's memory for nothing.
-    gc.collect()
+    _free_memory()
     ways |= vllm_ways(path, dtype=chosen.dtype, trios=trios, six=six, groups_a_call=GROUPS_A_CALL)
     errors = {name: _error(references, name, way) for name, way in ways.items() if "naive" not in name}
 
@@ -111,15 +112,25 @@ def main() -> None:
     measures = {
         **{name: way.calls for name, way in ways.items()},
         "ceiling_tokens": ceiling,
-        **{f"{name}_distinct_tokens": way.tokens for name, way in ways.items() if name in errors},
+        **{f"{name}_distinct_tokens": way.tokens for name, way in ways.items() if name.startswith("transformers")},
         **{f"{name}_largest_error": error for name, error in errors.items()},
         **planned,
     }
     (chosen.output / "judge.json").write_text(json.dumps({"machine": where, "measures": measures}, indent=2) + "\n")
     draw(ways, ceiling, chosen.output / "judge")
+    if planned["plan_seconds"] > PLAN_SECONDS or planned["plan_gib"] > PLAN_GIB:
+        raise SystemExit(f"the plan exceeds {PLAN_SECONDS} s or {PLAN_GIB} GiB")
     wrong = [name for name, error in errors.items() if error > TOLERANCES[name.split("_")[0]]]
     if chosen.dtype == "float32" and wrong:
         raise SystemExit(f"further from one-by-one scoring than promised: {', '.join(wrong)}")
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _arguments() -> argparse.Namespace:

@@ -39,7 +39,7 @@ def planning() -> dict[str, float]:
         plan(prompts)
         seconds.append(time.perf_counter() - started)
         tracemalloc.start()
-        radix.build(prompts)
+        plan(prompts)
         peaks.append(tracemalloc.get_traced_memory()[1] / 2**30)
         tracemalloc.stop()
     return {"plan_seconds": max(seconds), "plan_gib": max(peaks)}

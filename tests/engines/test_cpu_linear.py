@@ -56,3 +56,28 @@ def test_a_gated_layer_gives_what_the_plain_one_gives(activation: str, bias: boo
     assert not [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
     # Only the sigmoid-weighted unit rides on the product; another activation is left to its own module.
     assert isinstance(model[0], LlamaMLP) == (activation != "silu")
+
+
+def test_layers_that_do_something_else_keep_their_own_way() -> None:
+    import torch
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    from ramo_ray.engines.cpu_linear import pack_linears
+
+    class Clamped(LlamaMLP):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x).clamp(-7, 7))
+
+    class Weighted(LlamaMLP):
+        def forward(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return weight * super().forward(x)
+
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=96, intermediate_size=200)
+    model = torch.nn.ModuleList([Clamped(config), Weighted(config)])
+    x, weight = 50 * torch.randn(2, 70, 96), torch.tensor(0.5)
+    with torch.inference_mode():
+        before = [model[0](x), model[1](x, weight)]
+        pack_linears(model)
+        torch.testing.assert_close([model[0](x), model[1](x, weight)], before, atol=1e-3, rtol=1e-4)

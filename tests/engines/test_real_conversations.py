@@ -9,6 +9,8 @@ import pytest
 from support import ROOT
 
 from ramo_ray.core.rules import load_pool
+from ramo_ray.engines import build_engine
+from ramo_ray.engines.base import Engine
 from ramo_ray.engines.transformers_engine import TransformersEngine
 from ramo_ray.engines.vllm_engine import CPU_BLOCK_SIZE, VLLMEngine
 from ramo_ray.models.resolve import resolve
@@ -23,7 +25,8 @@ pytestmark = [
     pytest.mark.skipif(not HH_RLHF.exists(), reason="HH-RLHF's test file is not beside the project"),
 ]
 
-LAYOUTS = ["rule_last", "paper"]
+LAYOUTS: tuple[Literal["rule_last", "paper"], ...] = ("rule_last", "paper")
+TOLERANCES = {"transformers": 1e-4, "vllm": 2e-3}
 
 
 def real_prompts(layout: Literal["paper", "rule_last"], conversations: int) -> tuple[list[list[list[int]]], list[int]]:
@@ -137,16 +140,29 @@ def block_tokens(prompts: Sequence[Sequence[int]], size: int) -> int:
     return tokens
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_thirty_cells_of_a_real_model(layout: Literal["paper", "rule_last"]) -> None:
-    folder = resolve("bundled:smollm2-135m-instruct")
-    conversations, labels = real_prompts(layout, 7)
-    engine = TransformersEngine(EngineSettings(), folder)
-    rows = np.stack([engine.label_logprobs(rules[:30], labels) for rules in conversations[:2]])
-    rest = engine.label_logprobs([rules[i] for rules in conversations[2:] for i in (0, 99)], labels)
+@pytest.fixture(scope="module", params=TOLERANCES)
+def smollm2(request: pytest.FixtureRequest) -> Iterator[tuple[Engine, float]]:
+    """Each engine on a real model, and how far off it may be."""
+    settings = EngineSettings(engine=request.param, vllm=VLLMSettings(kv_cache_gib=0.5))
+    engine = build_engine(settings, resolve("bundled:smollm2-135m-instruct"))
+    yield engine, TOLERANCES[request.param]
     engine.close()
 
-    some = range(0, 30, 3)
-    cells = [rules[i] for rules in conversations[:2] for i in some] + [c[i] for c in conversations[2:] for i in (0, 99)]
-    found = np.concatenate([rows[:, list(some)].reshape(-1, 3), rest])
-    np.testing.assert_allclose(found, one_by_one(folder, cells, labels), atol=1e-4)
+
+@pytest.fixture(scope="module")
+def thirty_cells() -> dict[str, tuple[list[list[int]], list[int], np.ndarray]]:
+    """Of each layout ten conversations on three rules: prompts, labels, and what each prompt gives alone."""
+    found = {}
+    for layout in LAYOUTS:
+        conversations, labels = real_prompts(layout, 10)
+        prompts = [rules[i] for rules in conversations for i in (0, 50, 99)]
+        found[layout] = prompts, labels, one_by_one(resolve("bundled:smollm2-135m-instruct"), prompts, labels)
+    return found
+
+
+def test_sixty_cells_of_a_real_model(
+    smollm2: tuple[Engine, float], thirty_cells: dict[str, tuple[list[list[int]], list[int], np.ndarray]]
+) -> None:
+    engine, tolerance = smollm2
+    for prompts, labels, expected in thirty_cells.values():
+        np.testing.assert_allclose(engine.label_logprobs(prompts, labels), expected, atol=tolerance)
