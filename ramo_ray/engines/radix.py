@@ -208,7 +208,11 @@ def _block(tree: Tree, one: Pass, first: int, stop: int, trunk: int) -> Block:
     """Some nodes with what they see below the first `trunk` nodes of their paths."""
     own = np.arange(first, stop, dtype=np.int32)
     path = np.concatenate([path_to(tree, first), own])
-    visible = own[:, None] < tree.subtree_end[path[trunk:]]
+    ends = tree.subtree_end[path[trunk:]]
+    visible = np.ones((len(own), len(ends)), dtype=np.bool_)
+    # Most nodes of a long path are seen by the whole block.
+    ending = np.flatnonzero(ends < stop)
+    visible[:, ending] = own[:, None] < ends[ending]
     visible[:, -len(own) :] &= _causal(len(own))
     return Block(
         queries=slice(first - one.start, stop - one.start),
