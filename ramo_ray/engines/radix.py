@@ -49,7 +49,7 @@ class Block(NamedTuple):
     queries: slice
     """Which of the pass's nodes."""
     keys: np.ndarray
-    """int64 [K]: what any of them sees beyond a trunk, counted over the pass's ancestors and then its own nodes."""
+    """int32 [K]: what any of them sees beyond a trunk, counted over the pass's ancestors and then its own nodes."""
     visible: np.ndarray
     """bool [queries, K]: which of it each of them sees."""
 
@@ -60,7 +60,7 @@ class Stretch(NamedTuple):
     queries: slice
     """Which of the pass's nodes."""
     trunk: np.ndarray
-    """int64 [A]: the trunk, counted as the keys of blocks are."""
+    """int32 [A]: the trunk, counted as the keys of blocks are."""
     blocks: list[Block]
     """The same nodes, cut up, with what they see below the trunk."""
 
@@ -75,7 +75,7 @@ class Pass(NamedTuple):
     asked: np.ndarray
     """int64 [E]: those of its own nodes, counted from its first, at which a sequence ends."""
     handed_on: np.ndarray
-    """int64 [H]: what node `stop` will see of this pass, counted over its ancestors and then its own nodes."""
+    """int32 [H]: what node `stop` will see of this pass, counted over its ancestors and then its own nodes."""
 
 
 def build(sequences: Sequence[TokenIds]) -> Tree:
@@ -170,8 +170,10 @@ def next_pass(tree: Tree, start: int, *, size: int, most_asked: int) -> Pass:
 
 def _places(path: np.ndarray, ancestors: np.ndarray, start: int) -> np.ndarray:
     """Where nodes of a path, from its first on, stand among a pass's ancestors and its own nodes; all are there."""
+    places: np.ndarray = path - np.int32(start - len(ancestors))
     own = int(path.searchsorted(start))
-    return np.concatenate([np.arange(own), path[own:].astype(np.int64) - start + len(ancestors)])
+    places[:own] = np.arange(own, dtype=np.int32)
+    return places
 
 
 def stretches(tree: Tree, one: Pass, *, block: int, slack: int) -> Iterator[Stretch]:
@@ -201,7 +203,7 @@ def _cuts(tree: Tree, one: Pass, slack: int) -> Iterator[int]:
 def blocks(tree: Tree, one: Pass, size: int) -> Stretch:
     """A pass's nodes as one stretch in blocks of at most `size`, without a trunk: each block sees the path to it."""
     cut = [_block(tree, one, first, min(first + size, one.stop), 0) for first in range(one.start, one.stop, size)]
-    return Stretch(slice(0, one.stop - one.start), np.empty(0, dtype=np.int64), cut)
+    return Stretch(slice(0, one.stop - one.start), np.empty(0, dtype=np.int32), cut)
 
 
 def _block(tree: Tree, one: Pass, first: int, stop: int, trunk: int) -> Block:
@@ -209,10 +211,8 @@ def _block(tree: Tree, one: Pass, first: int, stop: int, trunk: int) -> Block:
     own = np.arange(first, stop, dtype=np.int32)
     path = np.concatenate([path_to(tree, first), own])
     ends = tree.subtree_end[path[trunk:]]
-    visible = np.ones((len(own), len(ends)), dtype=np.bool_)
-    # Most nodes of a long path are seen by the whole block.
-    ending = np.flatnonzero(ends < stop)
-    visible[:, ending] = own[:, None] < ends[ending]
+    # Often the whole block sees all of its path.
+    visible = np.ones((len(own), len(ends)), dtype=np.bool_) if ends.min() >= stop else own[:, None] < ends
     visible[:, -len(own) :] &= _causal(len(own))
     return Block(
         queries=slice(first - one.start, stop - one.start),
