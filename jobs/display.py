@@ -83,13 +83,13 @@ def truncated_line(counts: Mapping[str, int]) -> dict[str, int]:
     return {"with a response cut for the judge": cut} if cut else {}
 
 
-def server_lines(judge: Mapping[str, float]) -> dict[str, float]:
-    """What a summary says of a judge's server: nothing where the judge has none."""
-    if "requests" not in judge:
+def server_lines(counted: Mapping[str, float]) -> dict[str, float]:
+    """What a summary says of a server by what it counted: nothing where none was asked."""
+    if "requests" not in counted:
         return {}
     named = {"requests": "requests", "retries": "of them again", "prompt_tokens": "prompt tokens"}
     named |= {"cached_tokens": "of them cached", "completion_tokens": "completion tokens", "cost": "cost"}
-    return {f"server: {text}": judge[name] for name, text in named.items()}
+    return {f"server: {text}": counted[name] for name, text in named.items()}
 
 
 def summary(title: str, rows: Mapping[str, object]) -> None:

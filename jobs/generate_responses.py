@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, PositiveInt, model_validator
 
-from jobs.display import heading, summary
+from jobs.display import heading, server_lines, summary
 from jobs.inputs import SAMPLES, check_model, reached, sample_prompts, source_path
 from jobs.session import ray_session
 from jobs.stage import Stage, StageConfig, open_stage
@@ -66,7 +66,8 @@ def main(config: GenerateResponsesConfig) -> list[str]:
         counts = stage.manifest["counts"]
         summary(
             f"responses in {stage.folder}",
-            {"prompts": counts["rows_in"], "trios": counts["trios"], "quarantined prompts": counts["quarantined"]},
+            {"prompts": counts["rows_in"], "trios": counts["trios"], "quarantined prompts": counts["quarantined"]}
+            | server_lines(stage.manifest.get("served", {})),
         )
     return [stage.next_job("rate", trios=stage.data / "trios")]
 
@@ -101,8 +102,8 @@ def _generate(config: GenerateResponsesConfig, stage: Stage) -> None:
     lost = {row["id"]: row for row in failures if row["id"] not in done}
     counts = stage.counts(rows_in=survey.rows, rows_out=len(done), other_split=0, bad=[*survey.bad, *lost.values()])
     counts |= {"trios": store.read("trios", ["trio_id"]).num_rows, "responses_failed": len(failures)}
-    totals = store.totals()
-    stage.finish(counts=counts, tokens=int(totals["tokens"]), models=models)
+    served = {"served": counted} if (counted := store.served()) else {}
+    stage.finish(counts=counts, tokens=int(store.totals()["tokens"]), models=models, **served)
 
 
 def _source(config: GenerateResponsesConfig) -> Source:

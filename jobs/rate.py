@@ -12,7 +12,6 @@ from jobs.inputs import CheckedJudge, TrioStageConfig, check_judge, open_source,
 from jobs.session import ray_session
 from jobs.stage import Stage, open_stage
 from ramo_ray.config import run
-from ramo_ray.engines.base import Usage
 from ramo_ray.settings import JudgeSettings, Split
 
 if TYPE_CHECKING:
@@ -121,10 +120,7 @@ def judge_totals(store: PartStore) -> dict[str, float]:
     totals = store.totals()
     own: dict[str, float] = {name: int(totals[name]) for name in ("calls", "tokens")}
     own["seconds"] = round(totals["seconds"], 2)
-    if not totals["requests"]:
-        return own
-    served = {name: int(totals[name]) for name in Usage._fields if name != "cost"}
-    return own | served | {"cost": round(totals["cost"], 6)}
+    return own | store.served()
 
 
 if __name__ == "__main__":

@@ -58,11 +58,12 @@ class UnreadableError(Exception):
 
 
 class Sent(NamedTuple):
-    """A request: its path below the server's root, its body, and the tokens it will cost at least."""
+    """A request: its path below the server's root, its body, the tokens of its prompt, and how many it may write."""
 
     path: str
     body: Mapping[str, Any]
-    tokens: int
+    prompt_tokens: int = 0
+    limit: int = 0
 
 
 class Client:
@@ -83,8 +84,8 @@ class Client:
             timeout=settings.timeout_s,
             limits=httpx.Limits(max_connections=settings.concurrency),
         )
-        self.requests = Pace(_share(settings.requests_per_minute, actors), self.clock)
-        self.tokens = Pace(_share(settings.tokens_per_minute, actors), self.clock)
+        requests, tokens = settings.requests_per_minute, settings.tokens_per_minute
+        self.pace = Pace(_share(requests, actors), _share(tokens, actors), self.clock)
         self.counted: Counter[str] = Counter()
         self.answered = 0
 
@@ -108,9 +109,7 @@ class Client:
 
     async def get(self, path: str, read: Callable[[Any], Reply]) -> Reply:
         """Ask a server that may not be there for something that costs nothing. Errors are those of `post`."""
-        return await self._persistently(
-            "GET", Sent(path, {}, 0), read, min(STARTING_RETRIES, self.settings.max_retries)
-        )
+        return await self._persistently("GET", Sent(path, {}), read, min(STARTING_RETRIES, self.settings.max_retries))
 
     async def post(self, sent: Sent, read: Callable[[Any], Reply]) -> Reply:
         """Send a body; give what `read` makes of the reply's JSON.
@@ -128,8 +127,7 @@ class Client:
     async def _persistently(self, method: str, sent: Sent, read: Callable[[Any], Reply], retries: int) -> Reply:
         repetition = 0
         while True:
-            await self.requests.wait()
-            await self.tokens.wait(sent.tokens)
+            await self.pace.wait(sent.prompt_tokens + sent.limit)
             try:
                 return await self._once(method, sent, read)
             except _LostError as lost:
@@ -151,7 +149,7 @@ class Client:
                 response = await self.http.request(method, sent.path, json=sent.body or None)
         except (TimeoutError, httpx.TimeoutException):
             raise _LostError(f"no answer within {self.settings.timeout_s:g} s") from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _LostError(f"the connection failed ({type(error).__name__})") from None
         if response.status_code != 200:
             raise self._refusal(response)
@@ -196,9 +194,10 @@ class Client:
         told = told if isinstance(told, dict) else {}
         details = told.get("prompt_tokens_details")
         details = details if isinstance(details, dict) else {}
-        self.counted["prompt_tokens"] += _whole(told.get("prompt_tokens"), sent.tokens)
+        prompt_tokens = _whole(told.get("prompt_tokens"), sent.prompt_tokens)
+        self.counted["prompt_tokens"] += prompt_tokens
         self.counted["completion_tokens"] += _whole(told.get("completion_tokens"), 0)
-        self.counted["cached_tokens"] += _whole(details.get("cached_tokens"), 0)
+        self.counted["cached_tokens"] += min(_whole(details.get("cached_tokens"), 0), prompt_tokens)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -153,7 +153,7 @@ class OpenAIEngine:
             "stop_token_ids": sorted(self.ends),
             "return_token_ids": True,
         }
-        sent = Sent(self.client.path("completions"), body, len(prompt) + limit)
+        sent = Sent(self.client.path("completions"), body, len(prompt), limit)
         answer = await self._hold(lambda: self.client.post(sent, _written))
         if isinstance(answer, str):
             return answer

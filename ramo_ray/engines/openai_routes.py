@@ -61,7 +61,7 @@ class CompletionsRoute:
             "logprob_token_ids": list(labels),
             "return_tokens_as_token_ids": True,
         }
-        sent = Sent(client.path("completions"), body, len(prompt) + 1)
+        sent = Sent(client.path("completions"), body, len(prompt), 1)
         return await client.post(sent, lambda reply: _by_id(reply, labels))
 
     async def probe(self, client: Client, prompt: TokenIds, labels: TokenIds) -> None:
@@ -87,7 +87,7 @@ class ScoringRoute:
             "label_token_ids": [label, *(other for other in labels if other != label)],
             "apply_softmax": False,
         }
-        score = await client.post(Sent("generative_scoring", body, len(prompt) + 1), _score)
+        score = await client.post(Sent("generative_scoring", body, len(prompt), 1), _score)
         if score == 0:
             raise RequestError(f"the server tells no probability above 0 of token {label}")
         return math.log(score)
@@ -147,7 +147,7 @@ class ChatRoute:
             "logprobs": True,
             "top_logprobs": TOP,
         }
-        return await client.post(Sent(client.path("chat/completions"), body, tokens + 1), _top)
+        return await client.post(Sent(client.path("chat/completions"), body, tokens, 1), _top)
 
 
 async def find_route(client: Client, tokenizer: Any, prompt: TokenIds, labels: TokenIds) -> Route:
@@ -158,20 +158,19 @@ async def find_route(client: Client, tokenizer: Any, prompt: TokenIds, labels: T
     """
     routes: list[Route] = [CompletionsRoute(), ScoringRoute(), ChatRoute(tokenizer)]
     wanted = client.settings.route
-    faults = []
+    faults, silent = [], list[ExhaustedError]()
     for route in routes:
         if wanted not in ("auto", route.name):
             continue
         try:
             await route.probe(client, prompt, labels)
-        except ExhaustedError as error:
-            raise ServerError(
-                f"{client.settings.base_url}: {error}. Start the server, or correct openai.base_url."
-            ) from None
         except (RequestError, NotServedError) as error:
             faults.append(f"{route.name}: {error}")
+            silent += [error] if isinstance(error, ExhaustedError) else []
         else:
             return route
+    if len(silent) == len(faults):
+        raise ServerError(f"{client.settings.base_url}: {silent[-1]}. Start the server, or correct openai.base_url.")
     raise ServerError(
         f"{client.settings.base_url} serves {client.settings.model}, but tells no log-probabilities "
         f"({'; '.join(faults)}). Use a server that does: vLLM, or a chat API with logprobs."
@@ -248,6 +247,17 @@ def _entry(entry: Any) -> tuple[bytes, float]:
 
 
 def _told(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    logprob = _number(value)
+    if not math.isfinite(logprob):
         raise RequestError(f"the server tells no log-probability of {what}")
-    return float(value)
+    return logprob
+
+
+def _number(value: Any) -> float:
+    """A number of the reply; NaN for anything else, and for a whole number that no float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan

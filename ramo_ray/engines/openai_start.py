@@ -82,7 +82,7 @@ async def _check_same_tokenizer(client: Client, tokenizer: Any, ids: TokenIds) -
     )
     body = {"model": own.model, "prompt": PROBE, "add_special_tokens": False}
     try:
-        theirs = await client.post(Sent("tokenize", body, 0), _tokens)
+        theirs = await client.post(Sent("tokenize", body), _tokens)
     except (RequestError, NotServedError) as error:
         raise ServerError(
             f"whether the server's tokenizer is ours cannot be seen (tokenize: {error}). {remedy}"

@@ -37,20 +37,28 @@ class Clock:
 
 
 class Pace:
-    """At most `per_minute` units in any minute, evenly spaced: no burst at the start that a server would refuse."""
+    """At most so many requests and so many tokens in any minute; None is no limit.
 
-    def __init__(self, per_minute: float | None, clock: Clock) -> None:
-        self.seconds_each = 60.0 / per_minute if per_minute else 0.0
+    Both are evenly spaced: no burst at the start that a server would refuse, and none of small requests that waited
+    behind a long one.
+    """
+
+    def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None, clock: Clock) -> None:
+        self.seconds_per_request, self.seconds_per_token = map(_spacing, (requests_per_minute, tokens_per_minute))
         self.clock = clock
         self.free_from = 0.0
 
-    async def wait(self, units: float = 1.0) -> None:
-        """Return when that many units may go out."""
+    async def wait(self, tokens: int) -> None:
+        """Return when a request of that many tokens may go out."""
         now = self.clock.now()
         start = max(now, self.free_from)
-        self.free_from = start + units * self.seconds_each
+        self.free_from = start + max(self.seconds_per_request, tokens * self.seconds_per_token)
         if start > now:
             await self.clock.sleep(start - now)
+
+
+def _spacing(per_minute: float | None) -> float:
+    return 60.0 / per_minute if per_minute else 0.0
 
 
 def wait_before(repetition: int, asked: float | None, clock: Clock) -> float:

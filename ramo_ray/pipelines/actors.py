@@ -1,10 +1,12 @@
-"""How the pipelines' actor pools are sized, and how they tell of their progress."""
+"""How the pipelines' actor pools are sized, how they tell of their progress, and what their servers counted."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import MutableMapping
 from typing import Any
 
+from ramo_ray.engines.base import Usage
 from ramo_ray.settings import ActorSettings
 
 IN_FLIGHT = 2
@@ -28,6 +30,19 @@ def pool_options(actors: ActorSettings) -> dict[str, Any]:
         "max_restarts": RESTARTS,
         "max_task_retries": RESTARTS,
     }
+
+
+class Bill:
+    """Writes what an actor's server counts into the groups that the actor was given."""
+
+    def __init__(self) -> None:
+        self.counted = Usage()
+
+    def charge(self, group: MutableMapping[str, Any], usage: Usage) -> None:
+        """Add what was counted since the last batch to one of the batch's groups: only sums are read."""
+        used, self.counted = usage.since(self.counted), usage
+        if used.requests:
+            group.update({name: (group.get(name) or 0) + value for name, value in used._asdict().items()})
 
 
 class Meter:

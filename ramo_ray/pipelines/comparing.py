@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ramo_ray.core.comparison import RatedWays
-from ramo_ray.engines.base import Usage
 from ramo_ray.errors import SourceError
-from ramo_ray.pipelines.actors import pool_options
+from ramo_ray.pipelines.actors import Bill, pool_options
 from ramo_ray.pipelines.rating import RuleJudge, rating_rows
 from ramo_ray.pipelines.tables import table
 from ramo_ray.settings import JudgeSettings
@@ -75,7 +74,7 @@ class WaysJudge:
             engine = judge.engine
             self.judges.append((name, judge, fingerprint))
         self.engine, self.rule_ids = self.judges[0][1].engine, list(self.judges[0][1].pool.ids)
-        self.warm, self.counted = False, Usage()
+        self.warm, self.bill = False, Bill()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if not self.warm:
@@ -93,9 +92,7 @@ class WaysJudge:
         for group in groups:
             group |= {key: group[key] + sum(way[key] for way in group["ways"]) for key in COSTS}
         # Each judge counts what the engine did for the others too, so their counts are left aside.
-        used, self.counted = self.engine.usage.since(self.counted), self.engine.usage
-        if used.requests:
-            groups[0] |= used._asdict()
+        self.bill.charge(groups[0], self.engine.usage)
         return table("rated_ways", groups)
 
     def _warm_up(self) -> None:

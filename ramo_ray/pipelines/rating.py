@@ -11,11 +11,11 @@ from ramo_ray.core.rating import ratings_by_method
 from ramo_ray.core.records import Rating
 from ramo_ray.core.rules import make_pool
 from ramo_ray.engines import build_engine
-from ramo_ray.engines.base import MissingAnswersError, Usage
+from ramo_ray.engines.base import MissingAnswersError
 from ramo_ray.errors import EngineError
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import load_tokenizer
-from ramo_ray.pipelines.actors import pool_options
+from ramo_ray.pipelines.actors import Bill, pool_options
 from ramo_ray.pipelines.fitting import Fitted, fit, fit_or_cut
 from ramo_ray.pipelines.prompts import JudgePrompts
 from ramo_ray.pipelines.tables import table
@@ -72,7 +72,7 @@ class RuleJudge:
         self.pool = make_pool("judge", list(rules), origin="rules")
         self.engine = engine or build_engine(judge, path)
         self.prompts = JudgePrompts(load_tokenizer(path), judge, self.pool, bare=self.engine.applies_chat_template)
-        self.counted = Usage()
+        self.bill = Bill()
         self.asked, self.meter = asked, meter
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -96,15 +96,9 @@ class RuleJudge:
         seconds = time.perf_counter() - started
         for group in groups:
             group["seconds"] += seconds / len(groups)
-        self._charge(groups[0])
+        self.bill.charge(groups[0], self.engine.usage)
         self.meter.add.remote(calls=sum(len(own.prompts) for own in fitted), seconds=seconds)
         return table("groups", groups)
-
-    def _charge(self, group: Group) -> None:
-        """Write what a server has counted since the last batch to one of the batch's groups: only sums are read."""
-        used, self.counted = self.engine.usage.since(self.counted), self.engine.usage
-        if used.requests:
-            group.update(used._asdict())
 
     def _asked(self, group: Group) -> list[list[int]]:
         """Rules that each conversation of the group is asked, by index."""

@@ -13,7 +13,7 @@ from ramo_ray.engines import build_engine
 from ramo_ray.errors import RolesError
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import encode_chat, load_tokenizer
-from ramo_ray.pipelines.actors import pool_options
+from ramo_ray.pipelines.actors import Bill, pool_options
 from ramo_ray.pipelines.tables import table
 from ramo_ray.settings import EngineSettings, GeneratorSettings
 
@@ -52,12 +52,13 @@ class ResponseWriter:
         path = resolve(self.generators[0].model, self.generators[0].revision)
         self.tokenizer = load_tokenizer(path)
         self.engine = build_engine(self.generators[0], path)
-        self.meter = meter
+        self.bill, self.meter = Bill(), meter
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         groups, started = batch.to_pylist(), time.perf_counter()
         for generator in self.generators:
             self._write(groups, generator)
+        self.bill.charge(groups[0], self.engine.usage)
         self.meter.add.remote(calls=len(groups) * len(self.generators), seconds=time.perf_counter() - started)
         return table("groups", groups)
 

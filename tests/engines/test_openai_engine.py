@@ -140,6 +140,22 @@ def test_a_server_that_ignores_the_labels_ids_is_asked_by_chat(stand: Callable[.
     assert place.engine().route.name == "chat"
 
 
+def test_a_route_that_a_gateway_only_fails_is_passed_over(stand: Callable[..., Stand]) -> None:
+    place = stand("chat")
+    by_ids = {"logprob_token_ids": refusal(502), "label_token_ids": refusal(502)}
+    place.server.faulty = by_ids
+    assert place.engine(max_retries=1).route.name == "chat"
+    with pytest.raises(ServerError, match=r"502 .*, at the last of 2 tries\. Start the server"):
+        place.engine(max_retries=1, route="completions")
+
+    place.server.faulty = by_ids | {"top_logprobs": refusal(400)}
+    with pytest.raises(ServerError, match=r"no log-probabilities \(completions: HTTP 502 .*chat: .*HTTP 400"):
+        place.engine(max_retries=1)
+    place.server.faulty = by_ids | {"top_logprobs": refusal(503)}
+    with pytest.raises(ServerError, match=r"503 .*, at the last of 2 tries\. Start the server"):
+        place.engine(max_retries=1)
+
+
 def test_prompts_that_begin_alike_are_asked_one_after_the_other(
     stand: Callable[..., Stand], encode: Any, labels: list[int]
 ) -> None:
@@ -172,8 +188,24 @@ def test_prompts_that_begin_alike_are_asked_one_after_the_other(
         Fault(200, b"{}"),
         Fault(200, b'{"choices": [{"logprobs": 7}], "data": [{"score": "x"}]}'),
         Fault(200, b""),
+        Fault(200, b"{}", (("Content-Encoding", "gzip"),)),
     ],
-    ids=["429", "500", "502", "503", "504", "529", "garbage", "cut", "half", "list", "empty", "wrong", "nothing"],
+    ids=[
+        "429",
+        "500",
+        "502",
+        "503",
+        "504",
+        "529",
+        "garbage",
+        "cut",
+        "half",
+        "list",
+        "empty",
+        "wrong",
+        "nothing",
+        "gzip",
+    ],
 )
 def test_what_may_pass_is_tried_again(
     stand: Callable[..., Stand], encode: Any, labels: list[int], route: Offer, fault: Fault
@@ -303,7 +335,10 @@ def test_a_label_that_is_absent_is_an_error_never_a_guess(
     assert engine.label_logprobs([encode("Why")], labels[:2]).shape == (1, 2)
 
 
-@pytest.mark.parametrize("value", [-9999.0, float("nan"), float("-inf"), None, "x", True, 0.5])
+HUGE = [pytest.param(sign * 10**400, id=f"{sign}e400") for sign in (1, -1)]
+
+
+@pytest.mark.parametrize("value", [-9999.0, float("nan"), float("-inf"), None, "x", True, 0.5, *HUGE])
 @pytest.mark.parametrize("route", ["completions", "chat"])
 def test_what_is_no_logprob_is_never_a_score(
     stand: Callable[..., Stand], encode: Any, labels: list[int], route: Offer, value: object
@@ -512,7 +547,18 @@ def test_where_the_server_does_not_count_we_do(stand: Callable[..., Stand], enco
     before = engine.usage
     place.server.usage = {"prompt_tokens": None}
     engine.label_logprobs([encode("Why")], labels)
-    assert engine.usage.since(before)[2:5] == (4, 0, 0)
+    assert engine.usage.since(before)[2:5] == (3, 0, 0)
+
+
+def test_no_more_is_cached_than_was_sent(stand: Callable[..., Stand], encode: Any, labels: list[int]) -> None:
+    place = stand()
+    engine = place.engine(input_price=2.0, cached_input_price=0.5)
+    before = engine.usage
+    place.server.usage = {"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 16}}
+    engine.label_logprobs([encode("Why")], labels)
+    used = engine.usage.since(before)
+    assert used[2:4] == (10, 10)
+    assert used.cost == pytest.approx(10 * 0.5 / 1e6)
 
 
 def test_neither_key_nor_prompt_are_told(

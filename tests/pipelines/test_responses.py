@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted_server import MODEL, FakeClock, ScriptedServer, serving
 
 from ramo_ray.core.records import conversation_id, first_is_a, trio_id
+from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines.formats import to_trio
-from ramo_ray.pipelines.responses import response_rows
+from ramo_ray.pipelines.responses import ResponseWriter, response_rows
+from ramo_ray.pipelines.store import PartStore, write_blocks
 from ramo_ray.pipelines.tables import table
 
 PROMPT = [{"role": "user", "content": "q"}]
@@ -80,3 +86,32 @@ def test_what_is_written_is_read_as_the_same_trio() -> None:
     given = {**group("one", "two"), "prompt_id": identifier}
     (row,) = rows_of(given)["trios"]
     assert to_trio(row, "trio", 100) == row
+
+
+def test_what_a_server_counts_is_charged_whatever_model_wrote_before(tiny_model: Path, tmp_path: Path) -> None:
+    costs = {"calls": 0, "tokens": 0, "seconds": 0.0, "adapter_seconds": 0.0}
+    prompts = [[{"role": "user", "content": text}] for text in ("Why?", "How?", "Who?")]
+    given = [group() | {"prompt_id": str(place), "prompt": own} | costs for place, own in enumerate(prompts)]
+    batches = [table("groups", given[:2]), table("groups", given[2:])]
+    meter = SimpleNamespace(add=SimpleNamespace(remote=lambda **_: None))
+    server = ScriptedServer(load_tokenizer(tiny_model), ("completions",), FakeClock())
+    usages = []
+    with serving(server) as url:
+        own = {"base_url": url, "model": MODEL, "input_price": 1.0, "output_price": 8.0}
+        for name in ("one", "two"):
+            generator = {"name": name, "model": str(tiny_model), "engine": "openai", "openai": own}
+            writer = ResponseWriter([generator | {"sampling": {"max_tokens": 20}}], meter)
+            batches = [writer(batch) for batch in batches]
+            usages.append(writer.engine.usage)
+            writer.engine.close()
+
+    store = PartStore(str(tmp_path), ("conversations", "failures", "trios")).open()
+    write_blocks(batches, store, response_rows)
+    served = store.served()
+    assert served["requests"] == len(server.paths)
+    for name, count in served.items():
+        assert count == pytest.approx(sum(getattr(usage, name) for usage in usages), abs=1e-6)
+    assert served["cost"] == pytest.approx((served["prompt_tokens"] + 8 * served["completion_tokens"]) / 1e6, abs=1e-6)
+    unserved = PartStore(str(tmp_path / "none"), store.names).open()
+    write_blocks([table("groups", given)], unserved, response_rows)
+    assert unserved.served() == {}
