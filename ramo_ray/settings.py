@@ -52,13 +52,13 @@ class ActorSettings(Config):
 
 class VLLMSettings(Config):
     block_size: PositiveInt | None = None
-    """Tokens in one block of the prefix cache. Empty: 32 on CPU (vLLM's own 128 seldom hits), vLLM's choice on GPU."""
+    """Tokens in one block of the prefix cache. Empty: on CPU 32, the least it takes; on GPU vLLM's choice."""
     kv_cache_gib: PositiveFloat = 2.0
     """Memory for the KV cache on CPU, in GiB."""
     gpu_memory_utilization: Fraction = 0.9
     """Share of a GPU's memory that vLLM takes."""
     tensor_parallel_size: PositiveInt = 1
-    """GPUs that one engine spans."""
+    """GPUs that one engine spans. On CPU, processes; VLLM_CPU_OMP_THREADS_BIND names each one's cores ("0-7|8-15")."""
 
 
 class OpenAISettings(Config):

@@ -143,7 +143,7 @@ def _start(settings: EngineSettings, path: Path) -> Any:
 
     own = settings.vllm
     on_cpu = current_platform.is_cpu()
-    # Compiling takes a minute on a CPU and makes small models no faster there.
+    # Compiling takes a minute on a CPU and makes small models hardly faster there.
     places = {
         "kv_cache_memory_bytes": int(own.kv_cache_gib * 2**30),
         "max_num_batched_tokens": CPU_BUDGET,
