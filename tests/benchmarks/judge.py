@@ -20,7 +20,7 @@ from ceiling import ceiling_tokens
 from drawing import draw
 from planning import planning
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from vllm_ways import vllm_ways
 from workload import HH_RLHF, ROOT, Asked, Way, asked, pairs, six_answers
 
@@ -153,7 +153,7 @@ def _error(references: dict[str, list[list[float]]], name: str, way: Way) -> flo
 def show(ways: dict[str, Way], ceiling: float, errors: dict[str, float]) -> None:
     """Print the table."""
     columns = ("calls/s", "× naive vLLM", "tokens computed", "shared", "tokens/s", "of the ceiling", "largest error")
-    table = Table("way")
+    table = Table(Column("way", no_wrap=True))
     for column in columns:
         table.add_column(column, justify="right")
     for name, way in sorted(ways.items(), key=lambda item: ("six" in item[0], item[1].calls)):
