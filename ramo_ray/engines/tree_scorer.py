@@ -24,8 +24,9 @@ MOST_LOGITS = 2**26
 VARYING_ROTATIONS = ("dynamic", "longrope")
 """Rotary positions that depend on the longest position in the call."""
 WHOLE_VIEW = {"full_attention"}
-AGREEMENT, HALF_AGREEMENT = {"torch.float32": 1e-4}, 0.25
-"""Log-probabilities that packed prompts may be off by at the start: rounding, in whole and in half precision."""
+AGREEMENT, HALF_AGREEMENT = {"torch.float32": 5e-3}, 0.25
+"""What log-probabilities may be off by at the start. Rounding weighs more in a probe, which is no text, than the 1e-4
+that texts keep to; a model that sees a wrong neighbour, or the right one in a wrong place, is off by far more."""
 LIMITS = ("sliding_window", "attention_chunk_size", "attn_logit_softcapping")
 
 
@@ -135,8 +136,9 @@ class TreeScorer:
         """Whether a tree in several passes gives what its prompts give alone."""
         import torch
 
-        # Longer than a trunk has to be, and of few words, so that any vocabulary has them.
-        trunk = [place % 7 for place in range(min(2 * tree_attention.CPU_SLACK, self.context - 3))]
+        # Longer than a trunk has to be to be attended to apart.
+        length = min(2 * tree_attention.CPU_SLACK, self.context - 3)
+        trunk = np.random.default_rng(0).integers(self.vocabulary_size, size=length).tolist()
         prompts = [[*trunk, 0, 1, 2], [*trunk, 0, 2], [*trunk, 1], [0, 2]]
         labels = range(min(8, self.vocabulary_size))
         whole, self.budget = self.budget, len(trunk) - 3
