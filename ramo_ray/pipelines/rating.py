@@ -87,12 +87,12 @@ class RuleJudge:
         for (group, place, asked), own, answer in zip(jobs, fitted, self._answers(fitted), strict=True):
             conversation = group["conversations"][place]
             conversation["truncated"] = own.truncated
-            group["calls"] += len(own.prompts)
-            group["tokens"] += self.prompts.answers.question_tokens(own.prompts)
             if isinstance(answer, str):
                 conversation["error"] = answer
-            else:
-                _set_ratings(conversation, [self.pool.ids[rule] for rule in asked], answer)
+                continue
+            _set_ratings(conversation, [self.pool.ids[rule] for rule in asked], answer)
+            group["calls"] += len(own.prompts)
+            group["tokens"] += self.prompts.answers.question_tokens(own.prompts)
         seconds = time.perf_counter() - started
         for group in groups:
             group["seconds"] += seconds / len(groups)
