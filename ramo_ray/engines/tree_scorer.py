@@ -24,9 +24,11 @@ MOST_LOGITS = 2**26
 VARYING_ROTATIONS = ("dynamic", "longrope")
 """Rotary positions that depend on the longest position in the call."""
 WHOLE_VIEW = {"full_attention"}
-AGREEMENT, HALF_AGREEMENT = {"torch.float32": 5e-3}, 0.25
-"""What log-probabilities may be off by at the start. Rounding weighs more in a probe, which is no text, than the 1e-4
-that texts keep to; a model that sees a wrong neighbour, or the right one in a wrong place, is off by far more."""
+AGREEMENT, HALF_AGREEMENT = {"torch.float32": 5e-4}, 0.05
+"""What log-probabilities may be off by at the start, as a share of their spread over the words: logits of untrained
+models lie close together. Rounding is some 1e-5 of it; a wrong neighbour, or the right one in a wrong place, at least
+3e-3."""
+PROBED_WORDS = 64
 LIMITS = ("sliding_window", "attention_chunk_size", "attn_logit_softcapping")
 
 
@@ -140,11 +142,12 @@ class TreeScorer:
         length = min(2 * tree_attention.CPU_SLACK, self.context - 3)
         trunk = np.random.default_rng(0).integers(self.vocabulary_size, size=length).tolist()
         prompts = [[*trunk, 0, 1, 2], [*trunk, 0, 2], [*trunk, 1], [0, 2]]
-        labels = range(min(8, self.vocabulary_size))
+        labels = np.unique(np.linspace(0, self.vocabulary_size - 1, PROBED_WORDS, dtype=np.int64)).tolist()
         whole, self.budget = self.budget, len(trunk) - 3
         try:
             with torch.inference_mode():
-                apart = float(np.abs(self._shared(prompts, labels) - self._one_by_one(prompts, labels)).max())
+                expected = self._one_by_one(prompts, labels)
+                apart = float(np.abs(self._shared(prompts, labels) - expected).max() / expected.std())
         except (EngineError, TypeError) as error:
             logger.warning("%s: %s Scoring prompts one by one.", type(self.model).__name__, error)
             return False
@@ -154,7 +157,9 @@ class TreeScorer:
         agrees = not apart > AGREEMENT.get(str(self.model.dtype), HALF_AGREEMENT)
         if not agrees:
             logger.warning(
-                "%s: packed prompts differ by %.2g; scoring them one by one", type(self.model).__name__, apart
+                "%s: packed prompts differ by %.2g of the log-probabilities' spread; scoring them one by one",
+                type(self.model).__name__,
+                apart,
             )
         return agrees
 
