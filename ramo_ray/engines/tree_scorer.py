@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Tokens a pass. Each pass reads all weights and has a cost of its own; GPUs want more work at once.
-CPU_BUDGET, GPU_BUDGET = 1024, 8192
+CPU_BUDGET, GPU_BUDGET = 2048, 8192
 MOST_LOGITS = 2**26
 """Logits of one pass: 256 MiB in float32."""
 VARYING_ROTATIONS = ("dynamic", "longrope")
