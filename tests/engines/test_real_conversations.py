@@ -30,11 +30,12 @@ TOLERANCES = {"transformers": 1e-4, "vllm": 2e-3}
 
 
 def real_prompts(layout: Literal["paper", "rule_last"], conversations: int) -> tuple[list[list[list[int]]], list[int]]:
-    """Judge prompts of each conversation (both responses of a trio are two), and the labels."""
+    """Judge prompts of the shortest conversations (both responses of a trio are two), and the labels."""
     tokenizer = load_tokenizer(resolve("bundled:smollm2-135m-instruct"))
     prompts = JudgePrompts(tokenizer, JudgeSettings(layout=layout), load_pool())
     rows = [row for row in read_rows(open_trios(str(HH_RLHF), SourceSettings(), 60)) if not row.get("reason")]
     both = [(row["prompt"], row[side]) for row in rows for side in ("response_a", "response_b")]
+    both.sort(key=lambda conversation: len(prompts.ids(*conversation, [0])[0]))
     rules = range(len(load_pool()))
     return [prompts.ids(prompt, response, rules) for prompt, response in both[:conversations]], prompts.labels
 

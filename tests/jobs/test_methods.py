@@ -1,4 +1,4 @@
-"""`rate` and `label` with a number for a score, and with conversations that the judge's context cannot hold."""
+"""`label` with a number for a score, and with conversations that the judge's context cannot hold."""
 
 from __future__ import annotations
 
@@ -43,27 +43,6 @@ def judge_words(setup: Setup, model: Path) -> list[str]:
     return [f"trios={setup.trios}", *(f"judge.{word}" for word in own)]
 
 
-def test_rating_by_numbers_with_responses_cut(setup: Setup, long_context_model: Path) -> None:
-    done = run(setup.job("rate", *judge_words(setup, long_context_model), f"rated={EVERYTHING}"))
-    assert done.returncode == 0, done.stderr
-    assert "with a response cut for the judge" in done.stdout
-    rated, counts = rows(setup.output / "data/ratings"), manifest(setup.output)["counts"]
-    good = [row for row in rated if not row["error"]]
-    assert len(good) == 2 * 11
-    assert {round(score, 1) for row in good for score in row["score"]} <= {n / 10 for n in range(11)}
-    assert len({score for row in good for score in row["score"]}) > 2
-    for row in good:
-        assert row["p_yes"] == row["p_no"] == row["p_irrelevant"] == [None] * 6
-        assert all(0 < mass < 1 for mass in row["label_mass"])
-    assert sum(row["truncated"] for row in rated) == counts["truncated"] == 1
-    assert manifest(setup.output)["judge"]["calls"] == 6 * len(good)
-    (reason,) = {row["reason"] for row in rows(setup.output / "data/failures")}
-    assert "nothing of the response fits" in reason
-    assert (counts["rows_in"], counts["rows_out"], counts["quarantined"]) == (12, 11, 1)
-    (stage,) = collect(setup.output).stages
-    assert stage.truncated == 1
-
-
 def test_labelling_by_numbers_with_responses_cut(setup: Setup, long_context_model: Path, tmp_path: Path) -> None:
     from ramo_ray.models.adapter import new_adapter
 
@@ -75,11 +54,21 @@ def test_labelling_by_numbers_with_responses_cut(setup: Setup, long_context_mode
     assert done.returncode == 0, done.stderr
     preferences, counts = rows(setup.output / "data/preferences"), manifest(setup.output)["counts"]
     assert len(preferences) == 11
+    good = [row for row in rows(setup.output / "data/ratings") if not row["error"]]
+    assert len(good) == 2 * 11
+    assert {round(score, 1) for row in good for score in row["score"]} <= {n / 10 for n in range(11)}
+    assert len({score for row in good for score in row["score"]}) > 2
+    for row in good:
+        assert row["p_yes"] == row["p_no"] == row["p_irrelevant"] == [None] * 2
+        assert all(0 < mass < 1 for mass in row["label_mass"])
+    assert manifest(setup.output)["judge"]["calls"] == 2 * len(good)
+    (reason,) = {row["reason"] for row in rows(setup.output / "data/failures")}
+    assert "nothing of the response fits" in reason
     (cut,) = [row for row in preferences if row["truncated"]]
     texts = {cut[side][0]["content"] for side in ("chosen", "rejected")}
     assert texts == {LONG_RESPONSE["chosen"], LONG_RESPONSE["rejected"]}
+    assert (counts["rows_in"], counts["rows_out"], counts["quarantined"]) == (12, 11, 1)
     assert counts["truncated"] == 1
-    assert counts["quarantined"] == 1
     for row in preferences:
         side = {"a": 1, "b": -1}[row["chosen_is"]]
         means = [sum(row[f"scores_{fate}"]) / 2 for fate in ("chosen", "rejected")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -31,6 +32,10 @@ def stop(command: list[str], when: object, how: signal.Signals) -> tuple[int, li
 
 
 def test_a_run_that_is_interrupted_and_killed_ends_as_if_it_had_not_been(setup: Setup) -> None:
+    # So many that a signal comes while there is work.
+    more = [{"prompt": f"Why {n}?", "chosen": f"As {n} is so.", "rejected": f"No, {n} is not."} for n in range(12)]
+    with setup.trios.open("a") as stream:
+        stream.write("".join(json.dumps(row) + "\n" for row in more))
     command = setup.job("rate", f"trios={setup.trios}")
     ratings = setup.output / "data/ratings"
 
