@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -57,24 +56,6 @@ def test_a_run_that_is_interrupted_and_killed_ends_as_if_it_had_not_been(setup: 
     assert len({row["conversation_id"] for row in rated}) == len(rated) == 2 * rate["counts"]["trios"]
     assert all(len(row["rule_ids"]) == RULES for row in rated)  # type: ignore[arg-type]
     assert rate["judge"]["calls"] == len(rated) * RULES
-
-
-def test_too_many_bad_rows_end_with_status_3_when_all_else_is_done(setup: Setup) -> None:
-    bad = ['{"prompt": "Hi."}', "no json", '{"prompt": "a", "chosen": "\\ud800", "rejected": "b"}']
-    with setup.trios.open("a") as stream:
-        stream.write("\n".join(bad) + "\n")
-    done = run(setup.job("rate", f"trios={setup.trios}", "judge.engine=scripted", "max_bad_fraction=0.05"))
-    assert done.returncode == 3, done.stderr
-    assert "3 of 13 rows are in quarantine" in done.stderr
-    counts = manifest(setup.output)["counts"]
-    assert counts["rows_in"] == 13
-    assert counts["quarantined"] == 3
-    assert counts["conversations"] == counts["conversations_expected"] > 0
-    reasons = Counter(
-        row["reason"] for row in pads.dataset(str(setup.output / "quarantine.parquet")).to_table().to_pylist()
-    )
-    assert sum(reasons.values()) == 3
-    assert all("\ud800" not in reason for reason in reasons)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ import pytest
 from scripted_server import KEY, MODEL, FakeClock, ScriptedServer, refusal, serving
 from support import Setup, manifest, run
 
+from jobs.rate import RateConfig, check
+from ramo_ray.config import load
+from ramo_ray.errors import ServerError
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.settings import SPLITS
 
@@ -28,14 +31,17 @@ def server(long_context_model: Path) -> Iterator[tuple[ScriptedServer, list[str]
         yield scripted, [*words, f"rated=[{', '.join(SPLITS)}]", "max_bad_fraction=0.5"]
 
 
-def test_rating_by_a_server_that_goes_and_comes_back(setup: Setup, server: tuple[ScriptedServer, list[str]]) -> None:
+def test_rating_by_a_server_that_goes_and_comes_back(
+    setup: Setup, server: tuple[ScriptedServer, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     scripted, words = server
     command = setup.job("rate", f"trios={setup.trios}", *words)
 
-    wrong = run(command, JUDGE_KEY="sk-wrong")
-    assert wrong.returncode == 1
-    assert "JUDGE_KEY" in wrong.stderr
-    assert "sk-wrong" not in wrong.stderr + wrong.stdout
+    monkeypatch.setenv("JUDGE_KEY", "sk-wrong")
+    with pytest.raises(ServerError, match="JUDGE_KEY") as refused:
+        check(load(RateConfig, setup.configs, command[4:]))
+    monkeypatch.delenv("JUDGE_KEY")
+    assert "sk-wrong" not in str(refused.value)
 
     # Well at the check and at the actor's start, and then gone.
     scripted.faults = [None] * 30 + [refusal(503)] * 10_000
