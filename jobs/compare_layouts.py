@@ -122,7 +122,8 @@ def _compare(config: CompareLayoutsConfig, stage: Stage) -> None:
     counts["truncated"] = len(truncated_conversations(store))
     found = compare(rated, selection=config.selection, samples=config.samples, seed=config.seed)
     write_results(stage.folder, found, pool)
-    stage.update(counts=counts, judge=judge_totals(store), fingerprints={way.name: way.fingerprint for way in ways})
+    fingerprints = {way.name: way.fingerprint for way in ways}
+    stage.update(counts=counts, judge=judge_totals(store.totals()), fingerprints=fingerprints)
     write_page(stage)
     stage.finish(rules=pool.fingerprint)
 

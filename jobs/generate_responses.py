@@ -75,7 +75,7 @@ def main(config: GenerateResponsesConfig) -> list[str]:
 def _generate(config: GenerateResponsesConfig, stage: Stage) -> None:
     from jobs.flow import Work, run_groups
     from ramo_ray.pipelines import responses, sources
-    from ramo_ray.pipelines.store import PartStore
+    from ramo_ray.pipelines.store import PartStore, served
 
     heading("Responses")
     source = _source(config)
@@ -102,8 +102,9 @@ def _generate(config: GenerateResponsesConfig, stage: Stage) -> None:
     lost = {row["id"]: row for row in failures if row["id"] not in done}
     counts = stage.counts(rows_in=survey.rows, rows_out=len(done), other_split=0, bad=[*survey.bad, *lost.values()])
     counts |= {"trios": store.read("trios", ["trio_id"]).num_rows, "responses_failed": len(failures)}
-    served = {"served": counted} if (counted := store.served()) else {}
-    stage.finish(counts=counts, tokens=int(store.totals()["tokens"]), models=models, **served)
+    totals = store.totals()
+    by_server = {"served": counted} if (counted := served(totals)) else {}
+    stage.finish(counts=counts, tokens=int(totals["tokens"]), models=models, **by_server)
 
 
 def _source(config: GenerateResponsesConfig) -> Source:

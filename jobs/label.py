@@ -143,7 +143,8 @@ def _label(config: LabelConfig, stage: Stage) -> None:
         "chosen_a": sum(row["chosen_is"] == "a" for row in rows),
         "chosen_b": sum(row["chosen_is"] == "b" for row in rows),
     }
-    totals = judge_totals(store) | {"adapter_seconds": round(store.totals()["adapter_seconds"], 2)}
+    sums = store.totals()
+    totals = judge_totals(sums) | {"adapter_seconds": round(sums["adapter_seconds"], 2)}
     stage.finish(
         counts=counts,
         judge=totals,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -96,7 +97,7 @@ def _rate(config: RateConfig, stage: Stage) -> None:
     counts["truncated"] = len(truncated_conversations(store))
     stage.finish(
         counts=counts,
-        judge=judge_totals(store) | {"cells": len(done) * len(pool), "exact_seam": judge.exact_seam},
+        judge=judge_totals(store.totals()) | {"cells": len(done) * len(pool), "exact_seam": judge.exact_seam},
         fingerprint=judge.fingerprint,
         rules=pool.fingerprint,
     )
@@ -115,12 +116,13 @@ def truncated_conversations(store: PartStore) -> set[str]:
     return set(rated.filter(rated["truncated"])["conversation_id"].to_pylist())
 
 
-def judge_totals(store: PartStore) -> dict[str, float]:
-    """Calls, tokens and seconds of the judge, over all sessions of the run; and what its server counted, if any."""
-    totals = store.totals()
+def judge_totals(totals: Counter[str]) -> dict[str, float]:
+    """Of a store's totals, calls, tokens and seconds of the judge; and what its server counted, if any."""
+    from ramo_ray.pipelines.store import served
+
     own: dict[str, float] = {name: int(totals[name]) for name in ("calls", "tokens")}
     own["seconds"] = round(totals["seconds"], 2)
-    return own | store.served()
+    return own | served(totals)
 
 
 if __name__ == "__main__":

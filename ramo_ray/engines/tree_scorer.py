@@ -24,7 +24,7 @@ MOST_LOGITS = 2**26
 VARYING_ROTATIONS = ("dynamic", "longrope")
 """Rotary positions that depend on the longest position in the call."""
 WHOLE_VIEW = {"full_attention"}
-AGREEMENT, HALF_AGREEMENT = {"torch.float32": 5e-4}, 0.05
+AGREEMENT, HALF_AGREEMENT = 5e-4, 0.05
 """What log-probabilities may be off by at the start, as a share of their spread over the words: logits of untrained
 models lie close together. Rounding is some 1e-5 of it; a wrong neighbour, or the right one in a wrong place, at least
 3e-3."""
@@ -47,7 +47,6 @@ class TreeScorer:
         self.model, self.device = model, model.device
         config = model.config.get_text_config()
         self.vocabulary_size: int = config.vocab_size
-        self.context: int = getattr(config, "max_position_embeddings", None) or CPU_BUDGET
         self.budget = CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET
         self.most_asked = max(1, MOST_LOGITS // self.vocabulary_size)
         self.computed = self.passes = 0
@@ -139,7 +138,9 @@ class TreeScorer:
         import torch
 
         # Longer than a trunk has to be to be attended to apart.
-        length = min(2 * tree_attention.CPU_SLACK, self.context - 3)
+        length = 2 * tree_attention.CPU_SLACK
+        if context := getattr(self.model.config.get_text_config(), "max_position_embeddings", None):
+            length = min(length, context - 3)
         trunk = np.random.default_rng(0).integers(self.vocabulary_size, size=length).tolist()
         prompts = [[*trunk, 0, 1, 2], [*trunk, 0, 2], [*trunk, 1], [0, 2]]
         labels = np.unique(np.linspace(0, self.vocabulary_size - 1, PROBED_WORDS, dtype=np.int64)).tolist()
@@ -154,7 +155,7 @@ class TreeScorer:
         finally:
             self.budget, self.computed, self.passes = whole, 0, 0
         # What is not finite is reported for the prompts that it happens to.
-        agrees = not apart > AGREEMENT.get(str(self.model.dtype), HALF_AGREEMENT)
+        agrees = not apart > (AGREEMENT if self.model.dtype == torch.float32 else HALF_AGREEMENT)
         if not agrees:
             logger.warning(
                 "%s: packed prompts differ by %.2g of the log-probabilities' spread; scoring them one by one",

@@ -84,13 +84,13 @@ class PartStore(NamedTuple):
             total.update(json.loads(metadata.get(STATISTICS, b"{}")))
         return total
 
-    def served(self) -> dict[str, float]:
-        """Of the totals, what servers counted, with its price; empty where none was asked."""
-        totals = self.totals()
-        if not totals["requests"]:
-            return {}
-        counts = {name: int(totals[name]) for name in Usage._fields if name != "cost"}
-        return {**counts, "cost": round(totals["cost"], 6)}
+
+def served(totals: Counter[str]) -> dict[str, float]:
+    """Of a store's totals, what servers counted, with its price; empty where none was asked."""
+    if not totals["requests"]:
+        return {}
+    counts = {name: int(totals[name]) for name in Usage._fields if name != "cost"}
+    return {**counts, "cost": round(totals["cost"], 6)}
 
 
 def _ids(rows: pa.Table) -> list[dict[str, str]]:

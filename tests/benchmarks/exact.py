@@ -18,9 +18,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from workload import HH_RLHF, ROOT, Asked, Group, asked, pairs
+from workload import Asked, Group, asked, pairs, read_arguments
 
-from ramo_ray.core.rules import load_pool
 from ramo_ray.engines import build_engine
 from ramo_ray.models.resolve import resolve
 from ramo_ray.settings import EngineSettings
@@ -72,12 +71,8 @@ def differences(model: Path, works: dict[str, Asked], references: dict[str, np.n
 def main() -> None:
     """Compare, print, write."""
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--trios", type=Path, default=HH_RLHF, help="HH-RLHF's file; the first usable trios count")
-    arguments.add_argument("--output", type=Path, default=ROOT / "runs" / "bench")
     arguments.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS)
-    chosen = arguments.parse_args()
-    if not chosen.trios.exists():
-        arguments.error(f"{chosen.trios} is not there: give --trios, harmless-base's test.jsonl.gz of HH-RLHF")
+    chosen = read_arguments(arguments)
     folder = chosen.output / "reference"
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -88,8 +83,9 @@ def main() -> None:
 
     table = Table("way", "answers", "largest difference", "allowed")
     for name, difference in found.items():
-        allowed = TOLERANCES[name.split("_")[0]]
-        table.add_row(name, f"{CONVERSATIONS * len(load_pool()):,}", f"{difference:.1e}", f"{allowed:.0e}")
+        engine, layout = name.split("_", 1)
+        allowed = TOLERANCES[engine]
+        table.add_row(name, f"{len(references[layout]):,}", f"{difference:.1e}", f"{allowed:.0e}")
     Console().print(table)
     (chosen.output / "exact.json").write_text(json.dumps({"measures": found}, indent=2))
     if wrong := [name for name, difference in found.items() if difference > TOLERANCES[name.split("_")[0]]]:

@@ -22,7 +22,7 @@ from planning import planning
 from rich.console import Console
 from rich.table import Column, Table
 from vllm_ways import vllm_ways
-from workload import HH_RLHF, ROOT, Asked, Way, asked, pairs, six_answers
+from workload import Asked, Way, asked, pairs, read_arguments, six_answers
 
 from ramo_ray.engines.transformers_engine import TransformersEngine
 from ramo_ray.models.resolve import resolve
@@ -144,12 +144,7 @@ def _arguments() -> argparse.Namespace:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--model", default="bundled:smollm2-135m-instruct", help="hub id, folder or bundled name")
     arguments.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    arguments.add_argument("--trios", type=Path, default=HH_RLHF, help="HH-RLHF's file; the first usable trios count")
-    arguments.add_argument("--output", type=Path, default=ROOT / "runs" / "bench")
-    chosen = arguments.parse_args()
-    if not chosen.trios.exists():
-        arguments.error(f"{chosen.trios} is not there: give --trios, harmless-base's test.jsonl.gz of HH-RLHF")
-    return chosen
+    return read_arguments(arguments)
 
 
 def _error(references: dict[str, list[list[float]]], name: str, way: Way) -> float:

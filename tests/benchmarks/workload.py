@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -61,3 +62,13 @@ def asked(model: Path, layout: Literal["paper", "rule_last"], groups: list[Group
     rules = range(len(load_pool()))
     ids = [[p for answer in answers for p in prompts.ids(prompt, answer, rules)] for prompt, answers in groups]
     return Asked(ids, prompts.labels)
+
+
+def read_arguments(arguments: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line, with what all judge benchmarks take; refuse a source that is not there."""
+    arguments.add_argument("--trios", type=Path, default=HH_RLHF, help="HH-RLHF's file; the first usable trios count")
+    arguments.add_argument("--output", type=Path, default=ROOT / "runs" / "bench")
+    chosen = arguments.parse_args()
+    if not chosen.trios.exists():
+        arguments.error(f"{chosen.trios} is not there: give --trios, harmless-base's test.jsonl.gz of HH-RLHF")
+    return chosen

@@ -15,7 +15,7 @@ from ramo_ray.core.records import conversation_id, first_is_a, trio_id
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines.formats import to_trio
 from ramo_ray.pipelines.responses import ResponseWriter, response_rows
-from ramo_ray.pipelines.store import PartStore, write_blocks
+from ramo_ray.pipelines.store import PartStore, served, write_blocks
 from ramo_ray.pipelines.tables import table
 
 PROMPT = [{"role": "user", "content": "q"}]
@@ -107,11 +107,13 @@ def test_what_a_server_counts_is_charged_whatever_model_wrote_before(tiny_model:
 
     store = PartStore(str(tmp_path), ("conversations", "failures", "trios")).open()
     write_blocks(batches, store, response_rows)
-    served = store.served()
-    assert served["requests"] == len(server.paths)
-    for name, count in served.items():
+    counted = served(store.totals())
+    assert counted["requests"] == len(server.paths)
+    for name, count in counted.items():
         assert count == pytest.approx(sum(getattr(usage, name) for usage in usages), abs=1e-6)
-    assert served["cost"] == pytest.approx((served["prompt_tokens"] + 8 * served["completion_tokens"]) / 1e6, abs=1e-6)
+    assert counted["cost"] == pytest.approx(
+        (counted["prompt_tokens"] + 8 * counted["completion_tokens"]) / 1e6, abs=1e-6
+    )
     unserved = PartStore(str(tmp_path / "none"), store.names).open()
     write_blocks([table("groups", given)], unserved, response_rows)
-    assert unserved.served() == {}
+    assert served(unserved.totals()) == {}
