@@ -1,15 +1,18 @@
-"""Ways to rate, compared as a whole job: what is refused, and what is written."""
+"""Ways to rate, compared as a whole job: what is refused, what is written, and that a stopped run goes on."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from support import ROOT, Setup, manifest, run
+from support import ROOT, Setup, manifest, run, wait_until
 
 from jobs.compare_layouts import CompareLayoutsConfig, check, main
 from jobs.comparison import read_results, write_results
@@ -126,6 +129,38 @@ def test_a_dry_run_compares_all_ways_and_returns_at_once_when_it_is_finished(set
     assert again.returncode == 0, again.stderr
     assert "labels flip" in again.stdout
     assert {file: file.stat().st_mtime_ns for file in before} == before
+    with pytest.raises(ConfigError, match="samples was 50, is 60"):
+        main(load(CompareLayoutsConfig, setup.configs, [*job(setup, "judge.engine=scripted")[4:], "samples=60"]))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_that_is_killed_goes_on_where_it_stood(setup: Setup) -> None:
+    words = ["ways=[{layout: paper}, {layout: rule_last}]"]
+    command = job(setup, *words)
+    parts = setup.output / "data" / "compared"
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: len(list(parts.glob("part-*"))) >= 2)
+        os.kill(process.pid, signal.SIGKILL)
+    kept = {file.name: file.stat().st_mtime_ns for file in parts.glob("part-*")}
+    assert manifest(setup.output)["status"] == "running"
+
+    main(load(CompareLayoutsConfig, setup.configs, command[4:]))
+    assert {name: (parts / name).stat().st_mtime_ns for name in kept} == kept
+    compared = [row["trio_id"] for file in parts.glob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    assert len(compared) == len(set(compared)) == TRIOS
+    found = manifest(setup.output)
+    assert found["judge"]["calls"] == 2 * TRIOS * RULES * 2
+    ratings = [
+        (row["conversation_id"], row["fingerprint"])
+        for file in (setup.output / "data" / "ratings").glob("*.parquet")
+        for row in pq.read_table(file).to_pylist()
+    ]
+    assert len(ratings) == len(set(ratings)) == 2 * TRIOS * 2
+    ways = read_results(setup.output)
+    assert all(way.calls_a_second.value > 0 and way.label_mass.value > 0 for way in ways)
+    # A random model hardly ever means to answer at all.
+    assert all(way.label_mass.high < 0.5 for way in ways)
 
 
 @pytest.mark.slow
@@ -141,5 +176,6 @@ def test_a_dry_run_compares_all_ways_and_returns_at_once_when_it_is_finished(set
 )
 def test_a_source_with_too_little_is_refused_by_name(setup: Setup, rows: list[dict[str, str]], message: str) -> None:
     setup.trios.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(SourceError, match=message) as refused:
         main(load(CompareLayoutsConfig, setup.configs, [f"output={setup.output}", f"trios={setup.trios}"]))
+    assert refused.value.exit_status == 2

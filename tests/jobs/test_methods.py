@@ -1,4 +1,4 @@
-"""`rate` with a number for a score, conversations that the judge's context cannot hold, and too many bad rows."""
+"""`rate` and `label` with a number for a score, conversations that the judge cannot hold, and too many bad rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pyarrow.dataset as pads
 import pytest
 from support import Setup, manifest, run
 
+from jobs.label import LabelConfig, main
 from jobs.reporting import collect
+from ramo_ray.config import load
 from ramo_ray.core.rules import load_pool
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines.prompts import JudgePrompts
@@ -70,3 +72,33 @@ def test_rating_by_numbers_with_responses_cut_and_too_many_bad_rows(setup: Setup
     assert all("\ud800" not in reason for reason in reasons)
     (stage,) = collect(setup.output).stages
     assert stage.truncated == 1
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_labelling_by_numbers_with_responses_cut(
+    setup: Setup, long_context_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ramo_ray.models.adapter import new_adapter
+
+    pool = load_pool(str(tmp_path / "rules.yaml"))
+    new_adapter(long_context_model, pool.ids).save_pretrained(tmp_path / "adapter")
+    load_tokenizer(long_context_model).save_pretrained(tmp_path / "adapter")
+    words = judge_words(setup, long_context_model)
+    own = [f"output={setup.output}", f"labelled={EVERYTHING}", f"model={tmp_path / 'adapter'}"]
+    main(load(LabelConfig, setup.configs, [*words, *own]))
+    preferences, counts = rows(setup.output / "data/preferences"), manifest(setup.output)["counts"]
+    assert len(preferences) == 11
+    (cut,) = [row for row in preferences if row["truncated"]]
+    texts = {cut[side][0]["content"] for side in ("chosen", "rejected")}
+    assert texts == {LONG_RESPONSE["chosen"], LONG_RESPONSE["rejected"]}
+    assert counts["truncated"] == 1
+    assert counts["quarantined"] == 1
+    for row in preferences:
+        side = {"a": 1, "b": -1}[row["chosen_is"]]
+        means = [sum(row[f"scores_{fate}"]) / 2 for fate in ("chosen", "rejected")]
+        assert row["margin"] == pytest.approx(side * (means[0] - means[1]), abs=1e-6)
+        assert row["tie"] == (means[0] == means[1])
+    assert "with a response cut for the judge" in capsys.readouterr().out
+    report = collect(setup.output)
+    assert [trio.truncated for trio in report.trios].count(True) == 1
+    assert report.facts["method"] == "number"

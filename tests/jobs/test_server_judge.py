@@ -13,7 +13,7 @@ from support import Setup, manifest, run
 
 from jobs.rate import RateConfig, check
 from ramo_ray.config import load
-from ramo_ray.errors import ServerError
+from ramo_ray.errors import RamoError, ServerError
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.settings import SPLITS
 
@@ -37,11 +37,15 @@ def test_rating_by_a_server_that_goes_and_comes_back(
     scripted, words = server
     command = setup.job("rate", f"trios={setup.trios}", *words)
 
+    config = load(RateConfig, setup.configs, command[4:])
+    with pytest.raises(RamoError, match=r"openai\.api_key_env = JUDGE_KEY: no such environment variable") as unset:
+        check(config)
     monkeypatch.setenv("JUDGE_KEY", "sk-wrong")
     with pytest.raises(ServerError, match="JUDGE_KEY") as refused:
-        check(load(RateConfig, setup.configs, command[4:]))
+        check(config)
     monkeypatch.delenv("JUDGE_KEY")
     assert "sk-wrong" not in str(refused.value)
+    assert (unset.value.exit_status, refused.value.exit_status) == (1, 1)
 
     # Well at the check and at the actor's start, and then gone.
     scripted.faults = [None] * 30 + [refusal(503)] * 10_000
