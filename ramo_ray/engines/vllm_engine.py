@@ -7,7 +7,7 @@ outlive its owner. With tensor parallelism vLLM starts a worker per GPU, which e
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,12 @@ class VLLMEngine:
     def __init__(self, settings: EngineSettings, model_path: Path) -> None:
         os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ} | IN_PROCESS)
         import torch
+        from vllm.platforms import current_platform
 
         self.threads = settings.threads or os.cpu_count() or 1
         torch.set_num_threads(self.threads)
         self.llm = _start(settings, model_path)
+        self.on_cpu = current_platform.is_cpu()
         model = self.llm.llm_engine.model_config
         self.context_length: int = model.max_model_len - 1
         self.vocabulary_size: int = model.get_vocab_size()
@@ -102,18 +104,46 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         check_prompts(prompts, self.context_length)
-        parameters = [
-            SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                seed=prompt_seed(prompt, sampling),
-                stop_token_ids=sorted(self.ends),
-                detokenize=False,
-            )
-            for prompt in prompts
-        ]
-        return [self._completion(output.outputs[0]) for output in self._ask(prompts, parameters)]
+        outputs = []
+        for wave in self._waves(prompts, sampling.max_tokens):
+            if self.on_cpu and len(wave[0]) > CPU_BUDGET:
+                # Into the cache, so that less than a block of it is left to compute.
+                self._ask(wave, SamplingParams(temperature=0.0, max_tokens=1, detokenize=False))
+            parameters = [
+                SamplingParams(
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=sampling.max_tokens,
+                    seed=prompt_seed(prompt, sampling),
+                    stop_token_ids=sorted(self.ends),
+                    detokenize=False,
+                )
+                for prompt in wave
+            ]
+            outputs += self._ask(wave, parameters)
+        return [self._completion(output.outputs[0]) for output in outputs]
+
+    def _waves(self, prompts: Sequence[TokenIds], max_tokens: int) -> Iterator[Sequence[TokenIds]]:
+        """Prompts that are written on together: on a CPU, as many as go through one step and into the cache whole.
+
+        Of a prompt that is computed in two steps, or again after the cache was full, vLLM rewinds the random numbers;
+        those of a CPU cannot be rewound.
+        """
+        if not self.on_cpu:
+            yield prompts
+            return
+        cache = self.llm.llm_engine.vllm_config.cache_config
+        room = cache.num_gpu_blocks * cache.block_size
+        wave: list[TokenIds] = []
+        for prompt in prompts:
+            wider = [*wave, prompt]
+            tokens = sum(map(len, wider))
+            if wave and (tokens > CPU_BUDGET or tokens + len(wider) * (max_tokens + cache.block_size) > room):
+                yield wave
+                wider = [prompt]
+            wave = wider
+        if wave:
+            yield wave
 
     def _ask(self, prompts: Sequence[TokenIds], parameters: Any) -> list[Any]:
         import torch

@@ -196,3 +196,15 @@ def test_two_ranks_answer_as_one_model_and_end_with_a_killed_owner(tiny_model: P
     assert alive == []
     alone = TransformersEngine(EngineSettings(max_length=128), tiny_model).label_logprobs(prompts, [7, 8, 9])
     np.testing.assert_allclose(rows, alone, atol=1e-4)
+
+
+def test_more_prompts_than_a_step_holds_are_written_on_as_alone(engine: VLLMEngine) -> None:
+    random = np.random.default_rng(0)
+    prompts = [random.integers(3, 300, size=length).tolist() for length in (1500, *[90] * 24, 1100, 7)]
+    sampling = SamplingSettings(temperature=1.0, top_p=0.9, max_tokens=8, seed=3)
+    together = engine.generate(prompts, sampling)
+
+    assert len(together) == len(prompts)
+    for place in (0, 12, 25, 26):
+        assert together[place] == engine.generate([prompts[place]], sampling)[0]
+    assert engine.generate([], sampling) == []
