@@ -17,8 +17,9 @@ from ramo_ray.errors import SourceError
 from ramo_ray.settings import EmbedderSettings, JudgeSettings, Method, SelectionSettings
 
 if TYPE_CHECKING:
+    from jobs.flow import Result
     from ramo_ray.pipelines.comparing import JudgedWay
-    from ramo_ray.pipelines.sources import Source, Survey
+    from ramo_ray.pipelines.sources import Source
     from ramo_ray.pipelines.store import PartStore
 
 TABLES = ("failures", "ratings", "costs", "compared")
@@ -96,30 +97,20 @@ def _source(config: CompareLayoutsConfig) -> Source:
 
 def _compare(config: CompareLayoutsConfig, stage: Stage) -> None:
     from jobs.comparison import write_page, write_results
-    from jobs.rate import judge_totals, truncated_conversations
+    from jobs.rate import judge_totals
     from ramo_ray.core.comparison import compare
-    from ramo_ray.pipelines import sources
-    from ramo_ray.pipelines.comparing import read_ways
+    from ramo_ray.pipelines.comparing import read_ways, truncated_conversations
     from ramo_ray.pipelines.store import PartStore
 
     heading("Ways to rate")
     pool = rule_pool(config, config.selection.r)
     ways = check(config)
-    source = _source(config)
-    survey = sources.survey(source, None)
-    if survey.prompts < 2:
-        raise SourceError(
-            f"{source.files[0]}: the {survey.rows} rows that were read hold one prompt; intervals need two. "
-            "Raise `limit`, or name another `trios`."
-        )
-    store = PartStore(str(stage.data), TABLES).open()
-    _rate(config, source, survey, ways, store, pool.texts)
-    done = set(store.read("compared", ["trio_id"])["trio_id"].to_pylist())
-    failed = {row["id"]: row for row in store.read("failures").to_pylist() if row["id"] not in done}
-    counts = stage.counts(rows_in=survey.rows, rows_out=len(done), other_split=0, bad=[*survey.bad, *failed.values()])
+    store = PartStore(str(stage.data), TABLES)
+    result = _rate(config, ways, store, pool.texts)
+    counts = stage.counts(rows_in=result.grouped.rows, rows_out=result.counts["out"], other_split=0, bad=result.bad())
     rated = read_ways(store, ways, pool.ids)
     counts |= {"prompts": rated.calls.shape[1], "conversations": len(rated.prompt_of)}
-    counts["truncated"] = len(truncated_conversations(store))
+    counts["truncated"] = truncated_conversations(store)
     found = compare(rated, selection=config.selection, samples=config.samples, seed=config.seed)
     write_results(stage.folder, found, pool)
     fingerprints = {way.name: way.fingerprint for way in ways}
@@ -128,35 +119,37 @@ def _compare(config: CompareLayoutsConfig, stage: Stage) -> None:
     stage.finish(rules=pool.fingerprint)
 
 
-def _rate(
-    config: CompareLayoutsConfig,
-    source: Source,
-    survey: Survey,
-    ways: Sequence[JudgedWay],
-    store: PartStore,
-    rules: Sequence[str],
-) -> None:
+def _rate(config: CompareLayoutsConfig, ways: Sequence[JudgedWay], store: PartStore, rules: Sequence[str]) -> Result:
     from jobs.flow import Work, run_groups
     from ramo_ray.pipelines.comparing import rate_ways, way_rows
     from ramo_ray.pipelines.critical import add_relevance
+    from ramo_ray.pipelines.grouping import group_source
+    from ramo_ray.pipelines.progress import Goal
 
+    source, block = _source(config), config.judge.batch_size
     work = Work(
         title="rating",
         source=source,
-        cuts=survey.cuts,
-        wanted=("",),
-        block=config.judge.batch_size,
-        member="trios",
-        done=store.read("compared", ["trio_id"])["trio_id"].to_pylist(),
-        total=survey.count([""]),
+        shares=None,
+        wanted=[""],
+        store=store,
+        goal=Goal("trios", "compared"),
+        block=block,
+        part=config.storage.part_groups or block,
+        through=lambda groups, overseer: rate_ways(
+            add_relevance(groups, config.embedder, rules), ways, rules, overseer
+        ),
+        convert=way_rows,
+        actors=config.judge.actors,
     )
     with ray_session(config.ray):
-        run_groups(
-            work,
-            store,
-            lambda groups, meter: rate_ways(add_relevance(groups, config.embedder, rules), ways, rules, meter),
-            way_rows,
-        )
+        grouped = group_source(source, None, [""], store.root)
+        if grouped.prompts < 2:
+            raise SourceError(
+                f"{source.files[0]}: the {grouped.rows} rows that were read hold one prompt; intervals need two. "
+                "Raise `limit`, or name another `trios`."
+            )
+        return run_groups(work)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from ramo_ray.settings import GeneratorSettings, SourceSettings
 
 if TYPE_CHECKING:
     from ramo_ray.pipelines.sources import Source
-    from ramo_ray.pipelines.store import PartStore
 
 TABLES = ("conversations", "failures", "trios")
 
@@ -74,34 +73,32 @@ def main(config: GenerateResponsesConfig) -> list[str]:
 
 def _generate(config: GenerateResponsesConfig, stage: Stage) -> None:
     from jobs.flow import Work, run_groups
-    from ramo_ray.pipelines import responses, sources
+    from ramo_ray.pipelines import responses
+    from ramo_ray.pipelines.progress import Goal
     from ramo_ray.pipelines.store import PartStore, served
 
     heading("Responses")
-    source = _source(config)
-    survey = sources.survey(source, None)
     models = check(config)
-    store = PartStore(str(stage.data), TABLES).open()
-    done = _prompts_with_trios(store)
+    store = PartStore(str(stage.data), TABLES)
+    block = config.generators[0].batch_size
     work = Work(
         title="writing",
-        source=source,
-        cuts=[],
+        source=_source(config),
+        shares=None,
         wanted=[""],
-        block=config.generators[0].batch_size,
-        member="prompts",
-        done=done,
-        total=survey.prompts,
+        store=store,
+        goal=Goal("prompts", "trios"),
+        block=block,
+        part=config.storage.part_groups or block,
+        actors=config.generators[0].actors,
+        tell=stage.tell,
+        through=lambda groups, overseer: responses.generate(groups, config.generators, overseer),
+        convert=responses.response_rows,
     )
     with ray_session(config.ray):
-        run_groups(
-            work, store, lambda g, meter: responses.generate(g, config.generators, meter), responses.response_rows
-        )
-    done = _prompts_with_trios(store)
-    failures = store.read("failures").to_pylist()
-    lost = {row["id"]: row for row in failures if row["id"] not in done}
-    counts = stage.counts(rows_in=survey.rows, rows_out=len(done), other_split=0, bad=[*survey.bad, *lost.values()])
-    counts |= {"trios": store.read("trios", ["trio_id"]).num_rows, "responses_failed": len(failures)}
+        result = run_groups(work)
+    counts = stage.counts(rows_in=result.grouped.rows, rows_out=result.counts["out"], other_split=0, bad=result.bad())
+    counts |= {name: store.count(table) for name, table in (("trios", "trios"), ("responses_failed", "failures"))}
     totals = store.totals()
     by_server = {"served": counted} if (counted := served(totals)) else {}
     stage.finish(counts=counts, tokens=int(totals["tokens"]), models=models, **by_server)
@@ -112,10 +109,6 @@ def _source(config: GenerateResponsesConfig) -> Source:
 
     path = sample_prompts() if config.prompts == SAMPLES else source_path(config, "prompts", config.prompts)
     return open_prompts(path, config.source, config.limit)
-
-
-def _prompts_with_trios(store: PartStore) -> set[str]:
-    return set(store.read("trios", ["prompt_id"])["prompt_id"].to_pylist())
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import PositiveInt
 
 from jobs.session import submitted
-from jobs.stage import StageConfig, locate
+from jobs.stage import StageConfig, data_folder, locate
+from ramo_ray.core.records import fingerprint
 from ramo_ray.core.rules import RulePool, load_pool
 from ramo_ray.errors import ConfigError, SourceError
 from ramo_ray.pipelines.reading import SUFFIXES
@@ -47,7 +48,8 @@ def earlier(config: StageConfig, key: str, given: str, run: str, relative: str) 
     if given:
         found = locate(config, key, given)
     elif run:
-        found = locate(config, "run", run) / relative
+        stage, _, inside = relative.partition("/")
+        found = data_folder(locate(config, "run", run) / stage, inside)
     else:
         raise ConfigError(f"`{key}` is missing: give its path, or `run` = the output of the pipeline that made it.")
     if not found.exists():
@@ -104,12 +106,18 @@ def rule_pool(config: SourceStageConfig, r: int) -> RulePool:
 class CheckedJudge(NamedTuple):
     """A judge whose tokenizer, template and labels were checked, and whose server, if it has one, was asked.
 
-    `settings` are the configured ones with what `auto` was found to be, so that every actor asks the same way.
+    `origin` is all that its ratings depend on, by name; `settings` are the configured ones with what `auto` was found
+    to be, so that every actor asks the same way.
     """
 
     settings: JudgeSettings
-    fingerprint: str
+    origin: dict[str, Any]
     exact_seam: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the origin."""
+        return fingerprint(**self.origin)
 
 
 def check_judge(judge: JudgeSettings, pool: RulePool) -> CheckedJudge:
@@ -123,7 +131,7 @@ def check_judge(judge: JudgeSettings, pool: RulePool) -> CheckedJudge:
     from ramo_ray.engines import check_engine
     from ramo_ray.models.resolve import identity, resolve
     from ramo_ray.models.templates import load_tokenizer
-    from ramo_ray.pipelines.prompts import JudgePrompts, by_chat, judge_fingerprint
+    from ramo_ray.pipelines.prompts import JudgePrompts, by_chat, judge_origin
 
     check_engine(judge)
     refuse_relative_model(judge.model)
@@ -132,7 +140,7 @@ def check_judge(judge: JudgeSettings, pool: RulePool) -> CheckedJudge:
     judge = reached(judge, path)
     prompts = JudgePrompts(tokenizer, judge, pool, bare=by_chat(judge))
     return CheckedJudge(
-        judge, judge_fingerprint(judge, identity(path), tokenizer.chat_template), all(prompts.exact_seam.values())
+        judge, judge_origin(judge, identity(path), tokenizer.chat_template), all(prompts.exact_seam.values())
     )
 
 

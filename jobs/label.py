@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from jobs.display import heading, server_lines, summary, truncated_line
 from jobs.inputs import CheckedJudge, TrioStageConfig, check_judge, earlier, open_source, rule_pool
@@ -17,6 +17,9 @@ from ramo_ray.config import run
 from ramo_ray.core.records import fingerprint
 from ramo_ray.errors import ConfigError
 from ramo_ray.settings import AdapterSettings, JudgeSettings, SelectionSettings, Split
+
+if TYPE_CHECKING:
+    from ramo_ray.pipelines.shards import Grouped
 
 TABLES = ("failures", "ratings", "preferences")
 SPLITTING = ("trios", "limit", "source", "splits")
@@ -30,6 +33,8 @@ class LabelConfig(TrioStageConfig):
     model: str = ""
     """Folder of the Rule Adapter. Empty: what train_adapter wrote in `run`."""
     adapter: AdapterSettings = AdapterSettings()
+    generation: PositiveInt = 1
+    """Which set of results this is. A higher number begins anew beside those of another judge, layout or template."""
     judge: JudgeSettings = JudgeSettings()
     selection: SelectionSettings = SelectionSettings()
 
@@ -83,7 +88,8 @@ def _label(config: LabelConfig, stage: Stage) -> None:
     from jobs.flow import Work, run_groups
     from ramo_ray.models.adapter import check_adapter
     from ramo_ray.models.resolve import identity
-    from ramo_ray.pipelines import labeling, rating, sources
+    from ramo_ray.pipelines import labeling, rating
+    from ramo_ray.pipelines.progress import Goal
     from ramo_ray.pipelines.store import PartStore
 
     heading("Preferences")
@@ -91,64 +97,62 @@ def _label(config: LabelConfig, stage: Stage) -> None:
     pool = rule_pool(config, config.selection.r)
     adapter = earlier(config, "model", config.model, config.run, "train_adapter/model")
     check_adapter(adapter, pool.ids)
-    source = open_source(config)
-    survey = sources.survey(source, config.splits)
     judge = check(config)
     adapter_identity = identity(adapter)
-    label_fingerprint = fingerprint(
-        judge=judge.fingerprint,
-        adapter=adapter_identity,
-        r=config.selection.r,
-        tie_tolerance=config.selection.tie_tolerance,
-        aggregation="mean",
+    own = {
+        "adapter": adapter_identity,
+        "r": config.selection.r,
+        "tie_tolerance": config.selection.tie_tolerance,
+        "aggregation": "mean",
         **_selection_of(adapter),
-    )
-    store = PartStore(str(stage.data), TABLES).open()
+    }
+    label_fingerprint = fingerprint(judge=judge.fingerprint, **own)
+    store = PartStore(str(stage.data), TABLES)
+    stage.claim(store, judge.origin | own)
+
+    def through(groups: Any, overseer: Any) -> Any:
+        picked = labeling.pick_rules(groups, config.adapter, str(adapter), pool.ids, config.selection.r, overseer)
+        return rating.rate(picked, judge.settings, pool.texts, "picked_rules", overseer)
+
     work = Work(
         title="labelling",
-        source=source,
-        cuts=survey.cuts,
+        source=open_source(config),
+        shares=config.splits,
         wanted=config.labelled,
+        store=store,
+        goal=Goal("trios", "preferences", config.judge.max_tries, tuple(pool.ids)),
         block=config.judge.batch_size,
-        member="trios",
-        done=store.read("preferences", ["trio_id"])["trio_id"].to_pylist(),
-        total=survey.count(config.labelled),
-    )
-
-    def through(groups: Any, meter: Any) -> Any:
-        picked = labeling.pick_rules(groups, config.adapter, str(adapter), pool.ids, config.selection.r)
-        return rating.rate(picked, judge.settings, pool.texts, "picked_rules", meter)
-
-    convert = partial(
-        labeling.label_rows,
-        tie_tolerance=config.selection.tie_tolerance,
-        max_length=config.adapter.max_length,
-        fingerprint=label_fingerprint,
-        judge_fingerprint=judge.fingerprint,
+        part=config.storage.part_groups or config.judge.batch_size,
+        actors=config.judge.actors,
+        tell=stage.tell,
+        through=through,
+        convert=partial(
+            labeling.label_rows,
+            tie_tolerance=config.selection.tie_tolerance,
+            fingerprint=label_fingerprint,
+            judge_fingerprint=judge.fingerprint,
+        ),
     )
     with ray_session(config.ray):
-        run_groups(work, store, through, convert)
-    rows = store.read("preferences", ["trio_id", "tie", "truncated", "chosen_is"]).to_pylist()
-    done = {row["trio_id"] for row in rows}
-    failed = {row["id"]: row for row in store.read("failures").to_pylist() if row["id"] not in done}
+        result = run_groups(work)
+    grouped, sums = result.grouped, store.totals()
     counts = stage.counts(
-        rows_in=survey.rows,
-        rows_out=len(rows),
-        other_split=survey.count([s for s in survey.trios if s not in config.labelled]),
-        bad=[*survey.bad, *failed.values()],
+        rows_in=grouped.rows,
+        rows_out=result.counts["out"],
+        other_split=grouped.others(config.labelled),
+        bad=result.bad(),
     )
     counts |= {
-        "ties": sum(row["tie"] for row in rows),
-        "truncated": sum(row["truncated"] for row in rows),
-        "chosen_a": sum(row["chosen_is"] == "a" for row in rows),
-        "chosen_b": sum(row["chosen_is"] == "b" for row in rows),
+        "ties": int(sums["tie=True"]),
+        "truncated": int(sums["truncated=True"]),
+        "chosen_a": int(sums["chosen_is=a"]),
+        "chosen_b": int(sums["chosen_is=b"]),
     }
-    sums = store.totals()
     totals = judge_totals(sums) | {"adapter_seconds": round(sums["adapter_seconds"], 2)}
     stage.finish(
         counts=counts,
         judge=totals,
-        savings=_savings(config, totals, len(rows), survey, len(pool)),
+        savings=_savings(config, totals, result.counts["out"], grouped, len(pool)),
         fingerprint=label_fingerprint,
         judge_fingerprint=judge.fingerprint,
         adapter=adapter_identity,
@@ -162,13 +166,15 @@ def _selection_of(adapter: Path) -> dict[str, Any]:
     return {"gamma": config.get("selection", {}).get("gamma"), "embedder": config.get("embedder", {}).get("model")}
 
 
-def _savings(config: LabelConfig, judge: dict[str, float], trios: int, survey: Any, rules: int) -> dict[str, float]:
+def _savings(
+    config: LabelConfig, judge: dict[str, float], trios: int, grouped: Grouped, rules: int
+) -> dict[str, float]:
     """What the adapter saved: calls against rating these trios' conversations on all rules, and the judge's seconds.
 
     Seconds a call of all-rules rating are those that `rate` measured in the same run, where it is known; a call is
     cheaper there, as 100 rules share a conversation. What the adapter took to pick the rules is counted as spent.
     """
-    conversations = sum(survey.conversations[split] for split in config.labelled)
+    conversations = sum(grouped.conversations[split] for split in config.labelled)
     all_rules = conversations * rules
     rate_manifest = locate(config, "run", config.run) / "rate" / "manifest.json" if config.run else None
     rated = read_json(rate_manifest).get("judge", {}) if rate_manifest else {}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from jobs.display import console
+from jobs.pace import Moment
 from jobs.stage import is_held, read_json
 from ramo_ray.errors import ConfigError
 
@@ -46,6 +48,15 @@ def show_status(run: Path, *, as_json: bool) -> None:
     for name, manifest in found.items():
         if manifest["status"] == "failed":
             console.print(f"{name}: {manifest.get('error')}", soft_wrap=True, markup=False)
+        elif manifest["status"] == "running" and "progress" in manifest:
+            console.print(f"{name}: {_progress_line(manifest['progress'])}", soft_wrap=True, markup=False)
+
+
+def _progress_line(progress: Mapping[str, Any]) -> str:
+    """How far a run is, as it recorded a moment ago."""
+    now = Moment(**{key: progress[key] for key in Moment._fields})
+    left = "" if now.eta_seconds is None else f", {timedelta(seconds=round(now.eta_seconds))} left"
+    return f"{now.done:,} of {now.total:,}{left} · {now.line()} (at {progress['at']})"
 
 
 def status_table(found: Mapping[str, Mapping[str, Any]]) -> Table:

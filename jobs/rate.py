@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from jobs.display import heading, server_lines, summary, truncated_line
 from jobs.inputs import CheckedJudge, TrioStageConfig, check_judge, open_source, rule_pool
@@ -16,15 +15,18 @@ from ramo_ray.config import run
 from ramo_ray.settings import JudgeSettings, Split
 
 if TYPE_CHECKING:
-    from ramo_ray.pipelines.store import PartStore
+    from collections import Counter
 
-TABLES = ("failures", "ratings")
+TABLES = ("ratings",)
 
 
 class RateConfig(TrioStageConfig):
     job: ClassVar[str] = "rate"
+    growing: ClassVar[tuple[str, ...]] = ("rules",)
     rated: Annotated[tuple[Split, ...], Field(min_length=1)] = ("adapter_train", "adapter_test")
     """Splits that are rated on all rules."""
+    generation: PositiveInt = 1
+    """Which set of results this is. A higher number begins anew beside those of another judge, layout or template."""
     judge: JudgeSettings = JudgeSettings()
 
 
@@ -39,6 +41,8 @@ def check(config: RateConfig) -> CheckedJudge:
 def main(config: RateConfig) -> list[str]:
     """Rate each conversation of some splits on all rules of the pool, once however many trios it is in."""
     with open_stage(config) as stage:
+        if _has_more(config, stage):
+            stage.reopen()
         if not stage.finished:
             _rate(config, stage)
         counts, judge = stage.manifest["counts"], stage.manifest["judge"]
@@ -56,71 +60,67 @@ def main(config: RateConfig) -> list[str]:
     return [stage.next_job("train_adapter", ratings=stage.data / "ratings", trios=config.trios)]
 
 
+def _has_more(config: RateConfig, stage: Stage) -> bool:
+    """Whether a finished run's pool has changed since, or rows that it gave up may be tried more often now."""
+    tried = stage.manifest.get("max_tries", config.judge.max_tries)
+    given_up = stage.manifest.get("counts", {}).get("given_up", 0)
+    return bool(
+        stage.manifest.get("rules") != rule_pool(config, 1).fingerprint or (given_up and config.judge.max_tries > tried)
+    )
+
+
 def _rate(config: RateConfig, stage: Stage) -> None:
     from jobs.flow import Work, run_groups
-    from ramo_ray.pipelines import rating, sources
+    from ramo_ray.pipelines import rating
+    from ramo_ray.pipelines.progress import Goal
     from ramo_ray.pipelines.store import PartStore
 
     heading("Ratings on all rules")
     pool = rule_pool(config, 1)
     judge = check(config)
-    source = open_source(config)
-    survey = sources.survey(source, config.splits)
-    store = PartStore(str(stage.data), TABLES).open()
-    expected = sum(survey.conversations[split] for split in config.rated)
+    store = PartStore(str(stage.data), TABLES)
+    stage.claim(store, judge.origin)
     work = Work(
         title="rating",
-        source=source,
-        cuts=survey.cuts,
+        source=open_source(config),
+        shares=config.splits,
         wanted=config.rated,
+        store=store,
+        goal=Goal("conversations", "ratings", config.judge.max_tries, tuple(pool.ids)),
         block=config.judge.batch_size,
-        member="conversations",
-        done=rated_conversations(store),
-        total=expected,
+        part=config.storage.part_groups or config.judge.batch_size,
+        actors=config.judge.actors,
+        tell=stage.tell,
+        through=lambda groups, overseer: rating.rate(groups, judge.settings, pool.texts, "all_rules", overseer),
+        convert=partial(rating.rated_rows, fingerprint=judge.fingerprint),
     )
-    convert = partial(rating.rated_rows, fingerprint=judge.fingerprint)
     with ray_session(config.ray):
-        run_groups(
-            work, store, lambda g, meter: rating.rate(g, judge.settings, pool.texts, "all_rules", meter), convert
-        )
-    done = rated_conversations(store)
-    # A trio's failure counts while the conversation that it names stays unrated; a later try may have mended it.
-    failed = {row["id"]: row for row in store.read("failures").to_pylist() if row["origin"] not in done}
-    trios = survey.count(config.rated)
+        result = run_groups(work)
+    grouped = result.grouped
     counts = stage.counts(
-        rows_in=survey.rows,
-        rows_out=trios - len(failed),
-        other_split=survey.count([s for s in survey.trios if s not in config.rated]),
-        bad=[*survey.bad, *failed.values()],
+        rows_in=grouped.rows, rows_out=result.counts["out"], other_split=grouped.others(config.rated), bad=result.bad()
     )
-    counts |= {"trios": trios, "conversations": len(done), "conversations_expected": expected}
-    counts["truncated"] = len(truncated_conversations(store))
+    counts |= {
+        "trios": grouped.count(config.rated),
+        "conversations": result.counts["complete"],
+        "conversations_expected": result.counts["members"],
+        "truncated": result.counts["truncated"],
+        "given_up": result.counts["lost"],
+    }
     stage.finish(
         counts=counts,
-        judge=judge_totals(store.totals()) | {"cells": len(done) * len(pool), "exact_seam": judge.exact_seam},
+        judge=judge_totals(store.totals()) | {"cells": result.counts["cells"], "exact_seam": judge.exact_seam},
         fingerprint=judge.fingerprint,
         rules=pool.fingerprint,
+        max_tries=config.judge.max_tries,
     )
-
-
-def rated_conversations(store: PartStore) -> set[str]:
-    """Ids of the conversations that have ratings."""
-    rows = store.read("ratings", ["conversation_id", "error"])
-    return set(rows.filter(rows["error"].is_null())["conversation_id"].to_pylist())
-
-
-def truncated_conversations(store: PartStore) -> set[str]:
-    """Ids of the conversations whose response was cut for the judge, and which have ratings."""
-    rows = store.read("ratings", ["conversation_id", "truncated", "error"])
-    rated = rows.filter(rows["error"].is_null())
-    return set(rated.filter(rated["truncated"])["conversation_id"].to_pylist())
 
 
 def judge_totals(totals: Counter[str]) -> dict[str, float]:
     """Of a store's totals, calls, tokens and seconds of the judge; and what its server counted, if any."""
     from ramo_ray.pipelines.store import served
 
-    own: dict[str, float] = {name: int(totals[name]) for name in ("calls", "tokens")}
+    own: dict[str, float] = {name: int(totals[name]) for name in ("calls", "tokens", "computed")}
     own["seconds"] = round(totals["seconds"], 2)
     return own | served(totals)
 

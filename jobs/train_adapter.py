@@ -25,7 +25,8 @@ from ramo_ray.settings import (
 )
 
 if TYPE_CHECKING:
-    from ramo_ray.pipelines.sources import Survey
+    from jobs.flow import Result
+    from ramo_ray.pipelines.store import PartStore
 
 TABLES = ("failures", "critical")
 SPLITS: tuple[Split, ...] = ("adapter_train", "adapter_test")
@@ -72,8 +73,8 @@ def _train(config: TrainAdapterConfig, stage: Stage) -> None:
     heading("Rule Adapter")
     pool = check(config)
     with ray_session(config.ray):
-        store = PartStore(str(stage.data), TABLES).open()
-        survey, bad = _select(config, stage, store, pool)
+        store = PartStore(str(stage.data), TABLES)
+        selected = _select(config, stage, store, pool)
         rows = sorted(store.read("critical").to_pylist(), key=lambda row: str(row["trio_id"]))
         # Over a threshold a trio may have no critical rule: there is nothing to learn from it, or to find in it.
         with_rules = [row for row in rows if row["critical"]]
@@ -95,10 +96,10 @@ def _train(config: TrainAdapterConfig, stage: Stage) -> None:
     write_json(stage.folder / "scores.json", scores)
     too_long = {"origin": "train_adapter", "id": None, "reason": "too long: more tokens than training.max_length"}
     counts = stage.counts(
-        rows_in=survey.rows,
+        rows_in=selected.grouped.rows,
         rows_out=len(rows) - examples.too_long,
-        other_split=survey.count([s for s in survey.trios if s not in SPLITS]),
-        bad=[*bad, *([too_long] * examples.too_long)],
+        other_split=selected.grouped.others(SPLITS),
+        bad=[*selected.bad(), *([too_long] * examples.too_long)],
     )
     counts |= {
         "trained": examples.rows,
@@ -115,34 +116,32 @@ def _train(config: TrainAdapterConfig, stage: Stage) -> None:
     )
 
 
-def _select(config: TrainAdapterConfig, stage: Stage, store: Any, pool: RulePool) -> tuple[Survey, list[Any]]:
-    """Select the critical rules of the adapter's splits into the `critical` table; give the survey and the bad rows."""
+def _select(config: TrainAdapterConfig, stage: Stage, store: PartStore, pool: RulePool) -> Result:
+    """Select the critical rules of the adapter's splits into the `critical` table."""
     from jobs.flow import Work, run_groups
-    from ramo_ray.pipelines import critical, sources
+    from ramo_ray.pipelines import critical
+    from ramo_ray.pipelines.progress import Goal
 
     ratings = earlier(config, "ratings", config.ratings, config.run, "rate/data/ratings")
     stage.update(ratings_fingerprint=critical.ratings_fingerprint(str(ratings)))
-    source = open_source(config)
-    survey = sources.survey(source, config.splits)
-    work = Work(
-        title="selecting",
-        source=source,
-        cuts=survey.cuts,
-        wanted=SPLITS,
-        block=config.embedder.batch_size,
-        member="trios",
-        done=store.read("critical", ["trio_id"])["trio_id"].to_pylist(),
-        total=survey.count(SPLITS),
+    block = config.embedder.batch_size
+    return run_groups(
+        Work(
+            title="selecting",
+            source=open_source(config),
+            shares=config.splits,
+            wanted=SPLITS,
+            store=store,
+            goal=Goal("trios", "critical"),
+            block=block,
+            part=config.storage.part_groups or block,
+            through=lambda groups, _: critical.find_critical(
+                groups, str(ratings), config.embedder, pool.texts, pool.ids
+            ),
+            convert=partial(critical.critical_rows, selection=config.selection),
+            actors=config.embedder.actors,
+        )
     )
-    run_groups(
-        work,
-        store,
-        lambda groups, _: critical.find_critical(groups, str(ratings), config.embedder, pool.texts, pool.ids),
-        partial(critical.critical_rows, selection=config.selection),
-    )
-    done = set(store.read("critical", ["trio_id"])["trio_id"].to_pylist())
-    failed = {row["id"]: row for row in store.read("failures").to_pylist() if row["id"] not in done}
-    return survey, [*survey.bad, *failed.values()]
 
 
 def _predict(
@@ -154,7 +153,7 @@ def _predict(
     from ramo_ray.pipelines import labeling
 
     groups = ray.data.from_arrow(labeling.trios_as_groups(rows))
-    picked = labeling.pick_rules(groups, config.adapter, str(model), pool.ids, config.selection.r).take_all()
+    picked = labeling.pick_rules(groups, config.adapter, str(model), pool.ids, config.selection.r, None).take_all()
     by_trio = {trio["trio_id"]: trio["rule_ids"] or [] for group in picked for trio in group["trios"]}
     return [[pool.index_of(rule) for rule in by_trio[row["trio_id"]]] for row in rows]
 

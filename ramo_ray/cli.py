@@ -85,6 +85,19 @@ def compare_layouts(
     run(main, words)
 
 
+@app.command()
+def plan(
+    words: Annotated[list[str], typer.Argument(help="CONFIG [key=value ...], as for python -m jobs.rate.")],
+    measured: Annotated[str, typer.Option(help="A run whose manifest has the judge's rate; empty: measure here.")] = "",
+    sample: Annotated[int, typer.Option(min=1, help="Prompt groups whose tokens are counted, or measured.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Say what labelling a source will take: calls, tokens, hours, days and cost, on all rules and with the adapter."""
+    from jobs.planning import make_plan, show_plan
+
+    show_plan(make_plan(Path(words[0]), words[1:], measured, sample), as_json=as_json)
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def submit(
     job: Annotated[str, typer.Argument(help="A job, such as pipeline or rate.")],

@@ -12,7 +12,8 @@
     ├── TrainingError            a training run that cannot go on
     ├── FingerprintError         results of another judge, template or pool in the same place
     ├── MissingPackageError      an optional package that is not installed
-    └── TooManyBadRowsError      more rows in quarantine than the run allows (exit status 3)
+    ├── TooManyBadRowsError      more rows in quarantine than the run allows (exit status 3)
+    └── StoppedError             a run that was asked to end, and kept what was done (exit status 143)
 
 Each is made from one string, so that it pickles across Ray's processes. Below `RamoError` nothing is
 caught to be hidden: an exception of another type is a defect of ours and keeps its traceback.
@@ -90,3 +91,10 @@ class TooManyBadRowsError(RamoError):
     """The quarantined share of the rows exceeds `max_bad_fraction`."""
 
     exit_status = 3
+
+
+class StoppedError(RamoError):
+    """A run was asked to end (SIGTERM) before its work was done; what was under way is committed."""
+
+    exit_status = 143
+    """What a shell reports of a process that SIGTERM ended."""

@@ -31,6 +31,24 @@ class RaySettings(Config):
 class StorageSettings(Config):
     root: str = ""
     """A folder that every node mounts: relative paths are taken from it. A submitted job refuses them without it."""
+    part_groups: PositiveInt | None = None
+    """Prompt groups that are committed together, at least: more of them are fewer files, and more to do again after a
+    stop. Empty: those of one batch. Some 1,000 for runs over millions."""
+
+
+class ActorKind(Config):
+    """One kind of machine that actors of a pool may run on."""
+
+    accelerator_type: str = ""
+    """As Ray names it: H100, A100, L40S ..."""
+    num_gpus: NonNegativeFloat | None = None
+    """GPUs of an actor of this kind. Empty: as the pool's."""
+    num_cpus: PositiveFloat | None = None
+    """Logical CPUs of an actor of this kind. Empty: as the pool's."""
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Other resources that an actor of this kind takes, by the names that the nodes give them."""
+    max: PositiveInt = 1_000_000
+    """Most actors of this kind."""
 
 
 class ActorSettings(Config):
@@ -42,6 +60,11 @@ class ActorSettings(Config):
     """Logical CPUs of one actor; a fraction lets several pools share a small machine."""
     num_gpus: NonNegativeFloat = 0.0
     """GPUs of one actor."""
+    price_per_hour: NonNegativeFloat = 0.0
+    """What an actor costs in an hour, in any currency: for the display and for `ramo plan`."""
+    kinds: tuple[ActorKind, ...] = ()
+    """Kinds of machines that the actors may run on, best first: each new actor takes the first with room. Empty: any
+    machine."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ActorSettings:
@@ -101,6 +124,11 @@ class OpenAISettings(Config):
         return self
 
 
+class ScriptedSettings(Config):
+    latency_s: NonNegativeFloat = 0.0
+    """Seconds that each call takes, to rehearse a cluster's size."""
+
+
 class EngineSettings(Config):
     engine: Literal["transformers", "vllm", "openai", "scripted"] = "transformers"
     """What runs the model: this process (`transformers`, `vllm`), or a server (`openai`). `scripted` answers by a hash
@@ -119,6 +147,7 @@ class EngineSettings(Config):
     actors: ActorSettings = ActorSettings()
     vllm: VLLMSettings = VLLMSettings()
     openai: OpenAISettings = OpenAISettings()
+    scripted: ScriptedSettings = ScriptedSettings()
 
     @model_validator(mode="after")
     def _server_is_named(self) -> EngineSettings:
@@ -145,6 +174,9 @@ class JudgeSettings(EngineSettings):
     read the response's beginning, as much as fits beside the pool's longest rule, and marks the row `truncated`."""
     batch_size: PositiveInt = 4
     """Prompt groups that one call of an actor rates."""
+    max_tries: PositiveInt = 3
+    """Times that a conversation which the judge gave no answer on is tried, over all runs, before its trios go to
+    quarantine. What kills its actor, or does not fit into the judge's context, is not tried again."""
 
 
 class AdapterSettings(Config):

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+import pyarrow.parquet as pq
+
+from ramo_ray.pipelines import grouping, shards
+from ramo_ray.pipelines.shards import Grouped
+from ramo_ray.pipelines.sources import Source
+from ramo_ray.pipelines.tables import schema
+from ramo_ray.settings import SplitSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +67,43 @@ def all_gone(processes: Sequence[psutil.Process]) -> bool:
     return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
+def stop(
+    command: Sequence[str], when: Callable[[], bool], how: signal.Signals, **environment: str
+) -> tuple[int, str, list[psutil.Process]]:
+    """Start a job and send it a signal when a condition holds, or when it has ended by then.
+
+    Returns:
+        Its exit status, what it wrote to stderr, and all processes it had.
+    """
+    with tempfile.TemporaryFile("w+") as told:
+        # Not a pipe: a process that a killed job leaves for a moment would hold it open.
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=told, env=os.environ | environment
+        ) as process:
+            wait_until(lambda: when() or process.poll() is not None)
+            had = descendants(psutil.Process(process.pid)) if process.poll() is None else []
+            process.send_signal(how)
+            status = process.wait(timeout=60)
+        told.seek(0)
+        return status, told.read(), had
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    """A condition that comes true after some time."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
+
+
+def rated_once(data: Path) -> list[dict[str, Any]]:
+    """The ratings in a run's tables, where each conversation stands once and no file is partial."""
+    files = [file for file in (data / "ratings").iterdir() if file.is_file()]
+    assert all(file.name.startswith("part-") and file.suffix == ".parquet" for file in files)
+    rows = [row for file in sorted(files) for row in pq.read_table(file).to_pylist()]
+    ids = [row["conversation_id"] for row in rows]
+    assert len(set(ids)) == len(ids)
+    return rows
+
+
 def merging_tokenizer(pattern: str, *merges: tuple[str, str]) -> Any:
     """A byte-level tokenizer that merges what it is told, and the beginnings of the labels, within a pattern."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -75,3 +121,15 @@ def merging_tokenizer(pattern: str, *merges: tuple[str, str]) -> Any:
     )
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def grouped_here(source: Source, shares: SplitSettings | None, root: Path, wanted: Sequence[str] = ("",)) -> Grouped:
+    """What `group_source` gives, made in this process."""
+    scanned = grouping.scan(source)
+    cuts = grouping.cuts_of(source, scanned, shares)
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for row in grouping.travelling(source, cuts, wanted):
+        by_prompt.setdefault(row["prompt_id"], []).append(dict.fromkeys(schema("rows").names) | row)
+    shards.begin_shards(str(root))
+    written = shards.write_shards((grouping.make_group(rows, cuts) for rows in by_prompt.values()), str(root), "0")
+    return shards.indexed(str(root), scanned.rows, cuts, [written], shares, wanted)

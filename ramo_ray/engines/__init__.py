@@ -31,7 +31,9 @@ def build_engine(settings: EngineSettings, model_path: Path) -> Engine:
     if settings.engine == "scripted":
         from ramo_ray.engines.scripted_engine import ScriptedEngine
 
-        return ScriptedEngine.for_model(model_path, max_length=settings.max_length)
+        return ScriptedEngine.for_model(
+            model_path, max_length=settings.max_length, latency_s=settings.scripted.latency_s
+        )
     if settings.engine == "vllm":
         from ramo_ray.engines.vllm_engine import VLLMEngine
 

@@ -73,6 +73,10 @@ class Engine(Protocol):
         """What a server has counted so far; nothing for a model that runs in this process."""
 
     @property
+    def computed(self) -> int:
+        """Tokens of scored prompts that went through the model since the start: fewer than asked, where they share."""
+
+    @property
     def context_length(self) -> int:
         """Longest prompt in tokens that the engine answers; what it writes counts too."""
 

@@ -71,6 +71,11 @@ class OpenAIEngine:
         """See `Engine.usage`."""
         return self.client.usage
 
+    @property
+    def computed(self) -> int:
+        """See `Engine.computed`: by what the server says."""
+        return self.usage.prompt_tokens - self.usage.cached_tokens
+
     def label_logprobs(self, prompts: Sequence[TokenIds], labels: TokenIds) -> np.ndarray:
         """See `Engine.label_logprobs`."""
         check_prompts(prompts, self.context_length)

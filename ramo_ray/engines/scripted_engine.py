@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,12 +41,18 @@ class ScriptedEngine:
     usage = Usage()
 
     def __init__(
-        self, answer: Answer = hashed_answer, *, vocabulary_size: int = 2**31, context_length: int = CONTEXT
+        self,
+        answer: Answer = hashed_answer,
+        *,
+        vocabulary_size: int = 2**31,
+        context_length: int = CONTEXT,
+        latency_s: float = 0.0,
     ) -> None:
         self.answer, self.vocabulary_size, self.context_length = answer, vocabulary_size, context_length
+        self.latency_s, self.computed = latency_s, 0
 
     @classmethod
-    def for_model(cls, folder: Path, *, max_length: int | None = None) -> ScriptedEngine:
+    def for_model(cls, folder: Path, *, max_length: int | None = None, latency_s: float = 0.0) -> ScriptedEngine:
         """Answer by the hash, within the vocabulary and context that a model's `config.json` states."""
         file = folder / "config.json"
         if not file.is_file():
@@ -54,12 +61,14 @@ class ScriptedEngine:
             )
         config = json.loads(file.read_text(encoding="utf-8"))
         context = min(config.get("max_position_embeddings", CONTEXT), max_length or CONTEXT)
-        return cls(vocabulary_size=config.get("vocab_size", 2**31), context_length=context)
+        return cls(vocabulary_size=config.get("vocab_size", 2**31), context_length=context, latency_s=latency_s)
 
     def label_logprobs(self, prompts: Sequence[TokenIds], labels: TokenIds) -> np.ndarray:
         """See `Engine.label_logprobs`."""
         check_prompts(prompts, self.context_length)
         check_labels(labels, self.vocabulary_size)
+        time.sleep(self.latency_s)
+        self.computed += sum(map(len, prompts))
         answers = [np.asarray(self.answer(prompt, labels), dtype=np.float32) for prompt in prompts]
         return checked(np.stack(answers) if answers else np.zeros((0, len(labels)), dtype=np.float32))
 

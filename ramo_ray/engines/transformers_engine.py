@@ -58,6 +58,11 @@ class TransformersEngine:
             pack_linears(self.model)
         self.scorer = TreeScorer(self.model)
 
+    @property
+    def computed(self) -> int:
+        """See `Engine.computed`."""
+        return self.scorer.computed
+
     def label_logprobs(self, prompts: Sequence[TokenIds], labels: TokenIds) -> np.ndarray:
         """See `Engine.label_logprobs`."""
         check_prompts(prompts, self.context_length)

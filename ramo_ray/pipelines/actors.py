@@ -1,60 +1,87 @@
-"""How the pipelines' actor pools are sized, how they tell of their progress, and what their servers counted."""
+"""How the pipelines' actor pools are sized, and what their servers counted."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from ramo_ray.engines.base import Usage
-from ramo_ray.settings import ActorSettings
+from ramo_ray.engines.base import Engine, Usage
+from ramo_ray.settings import ActorKind, ActorSettings
 
 IN_FLIGHT = 2
 """Batches queued or running at an actor. The next is ready when one ends, and Ray Data grows a pool only above 1.75."""
-RESTARTS = 3
+FOR_EVER = -1
+"""Restarts, and repeats of a batch, as Ray counts them. It is the overseer that bounds both, by what they lead to: over
+days any fixed number would be reached."""
 
 
 def pool_options(actors: ActorSettings) -> dict[str, Any]:
-    """Arguments of `map_batches` for an autoscaling pool of these actors.
-
-    Ray's own default restarts an actor and repeats its batch for ever; here both are bounded.
-    """
+    """Arguments of `map_batches` for an autoscaling pool of these actors, whose class keeps a `Watched`."""
     import ray
 
+    chosen = {"ray_remote_args_fn": KindChooser(actors)} if actors.kinds else {}
     return {
+        **chosen,
         "compute": ray.data.ActorPoolStrategy(
             min_size=actors.min, max_size=actors.max, max_tasks_in_flight_per_actor=IN_FLIGHT
         ),
         "num_cpus": actors.num_cpus,
         "num_gpus": actors.num_gpus,
-        "max_restarts": RESTARTS,
-        "max_task_retries": RESTARTS,
+        "max_restarts": FOR_EVER,
+        "max_task_retries": FOR_EVER,
     }
 
 
+class KindChooser:
+    """Decides, for each actor that Ray Data starts, on which kind of machine."""
+
+    def __init__(self, actors: ActorSettings) -> None:
+        self.actors = actors
+        self.started = [0] * len(actors.kinds)
+
+    def __call__(self) -> dict[str, Any]:
+        import ray
+
+        free = ray.available_resources()
+        allowed = [i for i, kind in enumerate(self.actors.kinds) if self.started[i] < kind.max]
+        # Where none has room, the kind that is furthest from its most waits for machines to come.
+        everything = allowed or list(range(len(self.started)))
+        waiting = min(everything, key=lambda i: self.started[i] / self.actors.kinds[i].max)
+        chosen = next((i for i in everything if self._has_room(self.actors.kinds[i], free)), waiting)
+        self.started[chosen] += 1
+        return self._options(self.actors.kinds[chosen])
+
+    def _options(self, kind: ActorKind) -> dict[str, Any]:
+        return {
+            "num_cpus": kind.num_cpus or self.actors.num_cpus,
+            "num_gpus": self.actors.num_gpus if kind.num_gpus is None else kind.num_gpus,
+            "resources": dict(kind.resources),
+            **({"accelerator_type": kind.accelerator_type} if kind.accelerator_type else {}),
+        }
+
+    def _has_room(self, kind: ActorKind, free: Mapping[str, float]) -> bool:
+        options = self._options(kind)
+        needed = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **options["resources"]}
+        if kind.accelerator_type:
+            needed[f"accelerator_type:{kind.accelerator_type}"] = 0.001
+        return all(free.get(name, 0) >= amount for name, amount in needed.items())
+
+
 class Bill:
-    """Writes what an actor's server counts into the groups that the actor was given."""
+    """Writes what an actor's engine, and its server if it has one, count into the groups that the actor was given."""
 
-    def __init__(self) -> None:
-        self.counted = Usage()
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.usage, self.computed = engine, Usage(), engine.computed
 
-    def charge(self, group: MutableMapping[str, Any], usage: Usage) -> None:
-        """Add what was counted since the last batch to one of the batch's groups: only sums are read."""
-        used, self.counted = usage.since(self.counted), usage
-        if used.requests:
-            group.update({name: (group.get(name) or 0) + value for name, value in used._asdict().items()})
+    def charge(self, group: MutableMapping[str, Any]) -> int:
+        """Add what was counted since the last batch to one of the batch's groups, as only sums are read.
 
-
-class Meter:
-    """Sums what actors report, for a display that polls it. Not exact where a batch is repeated: tables are."""
-
-    def __init__(self) -> None:
-        self.sums: Counter[str] = Counter()
-
-    def add(self, **amounts: float) -> None:
-        """Add to the sums by name."""
-        self.sums.update(amounts)
-
-    def totals(self) -> dict[str, float]:
-        """The sums by name."""
-        return dict(self.sums)
+        Returns:
+            Tokens that were computed since.
+        """
+        usage, computed = self.engine.usage, self.engine.computed
+        used, fresh = usage.since(self.usage), computed - self.computed
+        self.usage, self.computed = usage, computed
+        amounts = {"computed": fresh} | (used._asdict() if used.requests else {})
+        group.update({name: (group.get(name) or 0) + value for name, value in amounts.items()})
+        return fresh

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 
@@ -38,14 +39,14 @@ class JudgedWay(NamedTuple):
     fingerprint: str
 
 
-def rate_ways(groups: Dataset, ways: Sequence[JudgedWay], rules: Sequence[str], meter: Any) -> Dataset:
+def rate_ways(groups: Dataset, ways: Sequence[JudgedWay], rules: Sequence[str], overseer: Any) -> Dataset:
     """Rate the conversations of each group's trios on all rules, in each way.
 
     Args:
         groups: dataset of `groups`.
         ways: judges that differ in layout and method only.
         rules: the pool's texts.
-        meter: handle of a `Meter`, told of the progress.
+        overseer: handle of an `Overseer`.
 
     Returns:
         Dataset of `rated_ways`.
@@ -56,7 +57,7 @@ def rate_ways(groups: Dataset, ways: Sequence[JudgedWay], rules: Sequence[str], 
     blocks = groups.repartition(target_num_rows_per_block=judge.batch_size)
     return blocks.map_batches(
         WaysJudge,
-        fn_constructor_kwargs={"ways": plain, "rules": list(rules), "meter": meter},
+        fn_constructor_kwargs={"ways": plain, "rules": list(rules), "overseer": overseer},
         batch_format="pyarrow",
         batch_size=judge.batch_size,
         **pool_options(judge.actors),
@@ -66,15 +67,17 @@ def rate_ways(groups: Dataset, ways: Sequence[JudgedWay], rules: Sequence[str], 
 class WaysJudge:
     """Actor that owns one engine and asks it in several ways."""
 
-    def __init__(self, ways: Sequence[tuple[str, Mapping[str, Any], str]], rules: Sequence[str], meter: Any) -> None:
+    def __init__(
+        self, ways: Sequence[tuple[str, Mapping[str, Any], str]], rules: Sequence[str], overseer: Any = None
+    ) -> None:
         engine = None
         self.judges: list[tuple[str, RuleJudge, str]] = []
         for name, settings, fingerprint in ways:
-            judge = RuleJudge(settings, rules, "picked_rules", meter, engine)
+            judge = RuleJudge(settings, rules, "picked_rules", overseer, engine)
             engine = judge.engine
             self.judges.append((name, judge, fingerprint))
         self.engine, self.rule_ids = self.judges[0][1].engine, list(self.judges[0][1].pool.ids)
-        self.warm, self.bill = False, Bill()
+        self.warm, self.bill = False, Bill(self.engine)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if not self.warm:
@@ -87,18 +90,22 @@ class WaysJudge:
         groups = [group | {"ways": []} for group in groups]
         for name, judge, fingerprint in self.judges:
             for group, rated in zip(groups, judge(asked).to_pylist(), strict=True):
+                group["postponed"] = group["postponed"] or rated["postponed"]
                 costs = {key: rated[key] - group[key] for key in COSTS}
                 group["ways"].append({"way": name, **costs, "ratings": rating_rows(rated, fingerprint)})
         for group in groups:
             group |= {key: group[key] + sum(way[key] for way in group["ways"]) for key in COSTS}
         # Each judge counts what the engine did for the others too, so their counts are left aside.
-        self.bill.charge(groups[0], self.engine.usage)
+        self.bill.charge(groups[0])
         return table("rated_ways", groups)
 
     def _warm_up(self) -> None:
         probe = {
             "prompt": [{"role": "user", "content": "How do I boil an egg?"}],
-            "conversations": [{"response": "Put it into boiling water for eight minutes."}],
+            # Its id tells its batch from those of other actors that warm up.
+            "conversations": [
+                {"conversation_id": uuid4().hex, "response": "Put it into boiling water for eight minutes."}
+            ],
             "trios": [{"a": 0, "b": 0, "rule_ids": self.rule_ids[:WARM_RULES]}],
             "calls": 0,
             "tokens": 0,
@@ -123,7 +130,7 @@ def way_rows(group: Group) -> dict[str, list[dict[str, Any]]]:
         sides = [group["conversations"][trio[side]]["conversation_id"] for side in ("a", "b")]
         spoilt = next((side for side in sides if side in faults), None)
         if spoilt:
-            failures.append({"origin": spoilt, "id": trio["trio_id"], "reason": faults[spoilt]})
+            failures.append({"origin": spoilt, "id": trio["trio_id"], "reason": faults[spoilt], "final": True})
         else:
             about = {"trio_id": trio["trio_id"], "prompt_id": group["prompt_id"], "label": trio["label"]}
             compared.append(
@@ -187,3 +194,9 @@ def _cells(
             rules = [place_of_rule[rule] for rule in row["rule_ids"]]
             found[:, place_of_way[row["fingerprint"]], conversation, rules] = [row["score"], row["label_mass"]]
     return found[0], found[1]
+
+
+def truncated_conversations(store: PartStore) -> int:
+    """Conversations whose response was cut for the judge, and which have ratings."""
+    rows = store.read("ratings", ["conversation_id", "truncated", "error"]).to_pylist()
+    return len({row["conversation_id"] for row in rows if row["truncated"] and not row["error"]})

@@ -126,7 +126,7 @@ def critical_rows(group: Group, *, selection: SelectionSettings) -> dict[str, li
     for trio in group["trios"]:
         sides = [group["conversations"][trio[side]] for side in ("a", "b")]
         if error := next((side["error"] for side in sides if side["error"]), None):
-            failures.append({"origin": "train_adapter", "id": trio["trio_id"], "reason": error})
+            failures.append({"origin": "train_adapter", "id": trio["trio_id"], "reason": error, "final": True})
         else:
             rows.append(_critical(group, trio, sides, selection))
     return {"failures": failures, "critical": rows}

@@ -15,7 +15,8 @@ from ramo_ray.core.selection import select_top
 from ramo_ray.models.adapter import RuleAdapter, adapter_token_ids
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines.actors import pool_options
-from ramo_ray.pipelines.rating import rating_rows
+from ramo_ray.pipelines.overseer import Lost, Watched
+from ramo_ray.pipelines.rating import Fault, rating_rows
 from ramo_ray.pipelines.tables import table
 from ramo_ray.settings import AdapterSettings
 
@@ -27,7 +28,9 @@ Group = dict[str, Any]
 LABELER = "rule_adapter"
 
 
-def pick_rules(groups: Dataset, adapter: AdapterSettings, model: str, rule_ids: Sequence[str], r: int) -> Dataset:
+def pick_rules(
+    groups: Dataset, adapter: AdapterSettings, model: str, rule_ids: Sequence[str], r: int, overseer: Any
+) -> Dataset:
     """Add to each trio the r rules that the adapter at `model` (a folder) holds most critical."""
     return groups.map_batches(
         RulePicker,
@@ -36,6 +39,7 @@ def pick_rules(groups: Dataset, adapter: AdapterSettings, model: str, rule_ids: 
             "model": model,
             "rule_ids": list(rule_ids),
             "r": r,
+            "overseer": overseer,
         },
         batch_format="pyarrow",
         batch_size=adapter.batch_size,
@@ -46,28 +50,54 @@ def pick_rules(groups: Dataset, adapter: AdapterSettings, model: str, rule_ids: 
 class RulePicker:
     """Actor that owns a Rule Adapter."""
 
-    def __init__(self, settings: Mapping[str, Any], model: str, rule_ids: Sequence[str], r: int) -> None:
+    def __init__(
+        self, settings: Mapping[str, Any], model: str, rule_ids: Sequence[str], r: int, overseer: Any = None
+    ) -> None:
+        self.watched = Watched(overseer)
         adapter = AdapterSettings.model_validate(settings)
         path = Path(model)
         self.tokenizer = load_tokenizer(path)
         self.adapter = RuleAdapter(path, rule_ids, dtype=adapter.dtype, threads=adapter.threads or os.cpu_count())
         self.rule_ids, self.r = list(rule_ids), r
         self.max_length = min(adapter.max_length, self.adapter.context_length)
+        self.watched.ready()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         groups, started = batch.to_pylist(), time.perf_counter()
         texts = [(trio, self._token_ids(group, trio)) for group in groups for trio in group["trios"]]
-        fitting = [(trio, ids) for trio, ids in texts if len(ids) <= self.max_length]
-        if fitting:
-            logits = self.adapter.logits([ids for _, ids in fitting])
-            picked = select_top(logits, self.r)
-            for (trio, _), row, places in zip(fitting, logits, picked, strict=True):
-                trio["rule_ids"] = [self.rule_ids[place] for place in places]
-                trio["probability"] = (1 / (1 + np.exp(-row[places].astype(np.float64)))).tolist()
+        for trio, ids in texts:
+            trio["error"] = self._fault(ids)
+        fitting = [(trio, ids) for trio, ids in texts if not trio["error"]]
+        picked = self.watched.through(
+            [trio["trio_id"] for trio, _ in fitting],
+            lambda places: self._picked([fitting[place][1] for place in places]),
+        )
+        if picked is None:
+            return table("groups", [group | {"postponed": True} for group in groups])
+        for (trio, _), rules in zip(fitting, picked, strict=True):
+            if isinstance(rules, Lost):
+                trio["error"] = rules.reason
+            else:
+                trio["rule_ids"], trio["probability"] = rules
         seconds = time.perf_counter() - started
         for group in groups:
             group["adapter_seconds"] += seconds / len(groups)
         return table("groups", groups)
+
+    def _fault(self, ids: Sequence[int]) -> str | None:
+        if len(ids) <= self.max_length:
+            return None
+        return f"too long for the adapter: more than adapter.max_length = {self.max_length:,} tokens"
+
+    def _picked(self, texts: Sequence[Sequence[int]]) -> list[tuple[list[str], list[float]]]:
+        """The r rules of each trio's tokens, and the adapter's probabilities for them."""
+        if not texts:
+            return []
+        logits = self.adapter.logits(texts)
+        return [
+            ([self.rule_ids[place] for place in places], (1 / (1 + np.exp(-row[places].astype(np.float64)))).tolist())
+            for row, places in zip(logits, select_top(logits, self.r), strict=True)
+        ]
 
     def _token_ids(self, group: Group, trio: Mapping[str, Any]) -> list[int]:
         sides = (group["conversations"][trio[side]]["response"] for side in ("a", "b"))
@@ -90,14 +120,14 @@ def _as_group(row: Mapping[str, Any]) -> Group:
 
 
 def label_rows(
-    group: Group, *, tie_tolerance: float, max_length: int, fingerprint: str, judge_fingerprint: str
+    group: Group, *, tie_tolerance: float, fingerprint: str, judge_fingerprint: str
 ) -> dict[str, list[dict[str, Any]]]:
     """A rated group's rows of the tables `ratings`, `failures` and `preferences`."""
     failures, preferences = [], []
     for trio in group["trios"]:
-        reason = _fault(group, trio, max_length)
-        if reason:
-            failures.append({"origin": "label", "id": trio["trio_id"], "reason": reason})
+        fault = _fault(group, trio)
+        if fault:
+            failures.append({"origin": "label", "id": trio["trio_id"], "reason": fault.reason, "final": fault.final})
         else:
             preferences.append(_preference(group, trio, tie_tolerance) | {"fingerprint": fingerprint})
     return {
@@ -107,11 +137,11 @@ def label_rows(
     }
 
 
-def _fault(group: Group, trio: Mapping[str, Any], max_length: int) -> str | None:
-    if not trio["rule_ids"]:
-        return f"too long for the adapter: more than adapter.max_length = {max_length:,} tokens"
-    errors = (group["conversations"][trio[side]]["error"] for side in ("a", "b"))
-    return next((error for error in errors if error), None)
+def _fault(group: Group, trio: Mapping[str, Any]) -> Fault | None:
+    if trio["error"]:
+        return Fault(trio["error"], final=True)
+    sides = (group["conversations"][trio[side]] for side in ("a", "b"))
+    return next((Fault(side["error"], side["final"]) for side in sides if side["error"]), None)
 
 
 def _preference(group: Group, trio: Mapping[str, Any], tie_tolerance: float) -> dict[str, Any]:
@@ -141,5 +171,6 @@ def _preference(group: Group, trio: Mapping[str, Any], tie_tolerance: float) -> 
 
 
 def _scores(conversation: Mapping[str, Any], rule_ids: Sequence[str]) -> np.ndarray:
-    by_rule = dict(zip(conversation["rule_ids"], conversation["score"], strict=True))
+    by_rule = dict(zip(conversation["known"] or (), conversation["known_score"] or (), strict=True))
+    by_rule |= dict(zip(conversation["rule_ids"], conversation["score"], strict=True))
     return np.array([by_rule[rule] for rule in rule_ids], dtype=np.float64)

@@ -141,17 +141,22 @@ def _frame(tokenizer: Any, *, chat: bool) -> tuple[list[int], list[int]]:
 
 
 def judge_fingerprint(settings: JudgeSettings, model_identity: str, chat_template: str | None) -> str:
-    """Hash of all that a rating depends on beside the conversation and the rule's text."""
-    return fingerprint(
+    """Hash of what a rating's origin is."""
+    return fingerprint(**judge_origin(settings, model_identity, chat_template))
+
+
+def judge_origin(settings: JudgeSettings, model_identity: str, chat_template: str | None) -> dict[str, Any]:
+    """All that a rating depends on beside the conversation and the rule's text, by name."""
+    return {
         **_what_answers(settings, model_identity),
-        template=RatingTemplate(settings.layout, settings.rule_prefix, settings.method).text,
-        layout=settings.layout,
-        rule_prefix=settings.rule_prefix,
-        chat_template=content_hash(chat_template) if settings.chat_template and not by_chat(settings) else None,
-        labels=list(answer_words(settings)),
-        method=settings.method,
+        "template": RatingTemplate(settings.layout, settings.rule_prefix, settings.method).text,
+        "layout": settings.layout,
+        "rule_prefix": settings.rule_prefix,
+        "chat_template": content_hash(chat_template) if settings.chat_template and not by_chat(settings) else None,
+        "labels": list(answer_words(settings)),
+        "method": settings.method,
         **_cut(settings),
-    )
+    }
 
 
 def by_chat(settings: JudgeSettings) -> bool:

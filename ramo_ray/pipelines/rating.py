@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ramo_ray.core.rating import ratings_by_method
 from ramo_ray.core.records import Rating
@@ -17,8 +17,10 @@ from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines.actors import Bill, pool_options
 from ramo_ray.pipelines.fitting import Fitted, fit, fit_or_cut
+from ramo_ray.pipelines.overseer import Lost, Watched
 from ramo_ray.pipelines.prompts import JudgePrompts
 from ramo_ray.pipelines.tables import table
+from ramo_ray.pipelines.telemetry import Telemetry
 from ramo_ray.settings import JudgeSettings
 
 if TYPE_CHECKING:
@@ -33,9 +35,17 @@ RATING_FIELDS = ("score", "p_yes", "p_no", "p_irrelevant", "label_mass")
 
 
 Asked = Literal["all_rules", "picked_rules"]
+STAGES: dict[Asked, str] = {"all_rules": "rate", "picked_rules": "label"}
 
 
-def rate(groups: Dataset, judge: JudgeSettings, rules: Sequence[str], asked: Asked, meter: Any) -> Dataset:
+class Fault(NamedTuple):
+    """Why a conversation has no ratings, and whether another try could not change that."""
+
+    reason: str
+    final: bool
+
+
+def rate(groups: Dataset, judge: JudgeSettings, rules: Sequence[str], asked: Asked, overseer: Any) -> Dataset:
     """Add a judge's ratings to each conversation of each group.
 
     Args:
@@ -43,7 +53,7 @@ def rate(groups: Dataset, judge: JudgeSettings, rules: Sequence[str], asked: Ask
         judge: what rates.
         rules: the pool's texts.
         asked: all rules, or of each conversation those that its trios' `rule_ids` name.
-        meter: handle of a `Meter`, told of the progress.
+        overseer: handle of an `Overseer`.
     """
     return groups.map_batches(
         RuleJudge,
@@ -51,7 +61,7 @@ def rate(groups: Dataset, judge: JudgeSettings, rules: Sequence[str], asked: Ask
             "settings": judge.model_dump(mode="json"),
             "rules": list(rules),
             "asked": asked,
-            "meter": meter,
+            "overseer": overseer,
         },
         batch_format="pyarrow",
         batch_size=judge.batch_size,
@@ -63,17 +73,25 @@ class RuleJudge:
     """Actor that owns a judge: its tokenizer, its engine (its own, or one that is given) and the pool's prompts."""
 
     def __init__(
-        self, settings: Mapping[str, Any], rules: Sequence[str], asked: Asked, meter: Any, engine: Engine | None = None
+        self,
+        settings: Mapping[str, Any],
+        rules: Sequence[str],
+        asked: Asked,
+        overseer: Any = None,
+        engine: Engine | None = None,
     ) -> None:
         judge = JudgeSettings.model_validate(settings)
+        self.watched = Watched(overseer, way=f"{judge.layout}/{judge.method}")
         self.method = judge.method
         self.fit = fit_or_cut if judge.too_long == "truncate_response" else fit
         path = resolve(judge.model, judge.revision)
         self.pool = make_pool("judge", list(rules), origin="rules")
         self.engine = engine or build_engine(judge, path)
         self.prompts = JudgePrompts(load_tokenizer(path), judge, self.pool, bare=self.engine.applies_chat_template)
-        self.bill = Bill()
-        self.asked, self.meter = asked, meter
+        self.bill = Bill(self.engine)
+        self.asked = asked
+        self.telemetry = Telemetry(STAGES[asked]) if overseer is not None else None
+        self.watched.ready(self.engine.close)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         groups = batch.to_pylist()
@@ -82,13 +100,19 @@ class RuleJudge:
         for group in groups:
             for conversation in group["conversations"]:
                 _set_ratings(conversation, [], [])
-                conversation["truncated"] = False
+                conversation["truncated"] = bool(conversation["truncated"])
         fitted = [self._fitted(group, place, asked) for group, place, asked in jobs]
-        for (group, place, asked), own, answer in zip(jobs, fitted, self._answers(fitted), strict=True):
+        ids = [group["conversations"][place]["conversation_id"] for group, place, _ in jobs]
+        answers = self.watched.through(ids, lambda places: self._answers([fitted[place] for place in places]))
+        if answers is None:
+            return table("groups", [group | {"postponed": True} for group in groups])
+        for (group, place, asked), own, answer in zip(jobs, fitted, answers, strict=True):
             conversation = group["conversations"][place]
             conversation["truncated"] = own.truncated
-            if isinstance(answer, str):
-                conversation["error"] = answer
+            if isinstance(answer, Lost):
+                answer = Fault(answer.reason, final=True)
+            if isinstance(answer, Fault):
+                conversation["error"], conversation["final"] = answer
                 continue
             _set_ratings(conversation, [self.pool.ids[rule] for rule in asked], answer)
             group["calls"] += len(own.prompts)
@@ -96,27 +120,42 @@ class RuleJudge:
         seconds = time.perf_counter() - started
         for group in groups:
             group["seconds"] += seconds / len(groups)
-        self.bill.charge(groups[0], self.engine.usage)
-        self.meter.add.remote(calls=sum(len(own.prompts) for own in fitted), seconds=seconds)
+        computed, calls = self.bill.charge(groups[0]), sum(len(own.prompts) for own in fitted)
+        tokens = sum(self.prompts.answers.question_tokens(own.prompts) for own in fitted)
+        self.watched.report(calls=calls, seconds=seconds, tokens=tokens, computed=computed)
+        if self.telemetry:
+            given = [answer for answer in answers if isinstance(answer, list)]
+            self.telemetry.tell(
+                calls=calls,
+                seconds=seconds,
+                tokens=tokens,
+                computed=computed,
+                errors=len(answers) - len(given),
+                masses=[rating.label_mass for ratings in given for rating in ratings],
+            )
         return table("groups", groups)
 
     def _asked(self, group: Group) -> list[list[int]]:
-        """Rules that each conversation of the group is asked, by index."""
-        if self.asked == "all_rules":
-            everything = list(range(len(self.pool)))
-            return [[] if conversation["done"] else everything for conversation in group["conversations"]]
-        asked: list[set[int]] = [set() for _ in group["conversations"]]
-        for trio in group["trios"]:
+        """Rules that each conversation of the group is asked, by index: those that it is not rated on yet."""
+        conversations = group["conversations"]
+        wanted: list[set[str]] = [
+            set(self.pool.ids) if self.asked == "all_rules" and not conversation["done"] else set()
+            for conversation in conversations
+        ]
+        for trio in group["trios"] if self.asked == "picked_rules" else ():
             for side in (trio["a"], trio["b"]):
-                asked[side].update(self.pool.index_of(rule) for rule in trio["rule_ids"] or ())
-        return [sorted(rules) for rules in asked]
+                wanted[side].update(trio["rule_ids"] or ())
+        return [
+            sorted(self.pool.index_of(rule) for rule in rules.difference(conversation["known"] or ()))
+            for rules, conversation in zip(wanted, conversations, strict=True)
+        ]
 
     def _fitted(self, group: Group, place: int, rules: list[int]) -> Fitted:
         response = group["conversations"][place]["response"]
         return self.fit(self.prompts, group["prompt"], response, rules, self.engine.context_length)
 
-    def _answers(self, fitted: Sequence[Fitted]) -> list[list[Rating] | str]:
-        """Ratings, or the reason why there are none, for each conversation's prompts.
+    def _answers(self, fitted: Sequence[Fitted]) -> list[list[Rating] | Fault]:
+        """Ratings, or why there are none, for each conversation's prompts.
 
         All conversations go to the engine at once. If it fails, each goes alone, so that one of them cannot take
         the others along.
@@ -124,14 +163,17 @@ class RuleJudge:
         try:
             rows = iter(self._ratings([prompt for own in fitted for prompt in own.prompts]))
         except EngineError:
-            return [own.fault or self._alone(own.prompts) for own in fitted]
-        return [own.fault or _together(list(itertools.islice(rows, len(own.prompts)))) for own in fitted]
+            return [self._unfit(own) or self._alone(own.prompts) for own in fitted]
+        return [self._unfit(own) or _together(list(itertools.islice(rows, len(own.prompts)))) for own in fitted]
 
-    def _alone(self, prompts: list[list[int]]) -> list[Rating] | str:
+    def _unfit(self, own: Fitted) -> Fault | None:
+        return Fault(own.fault, final=True) if own.fault else None
+
+    def _alone(self, prompts: list[list[int]]) -> list[Rating] | Fault:
         try:
             return _together(self._ratings(prompts))
         except EngineError as error:
-            return f"{NO_ANSWER}: {error}"
+            return Fault(f"{NO_ANSWER}: {error}", final=False)
 
     def _ratings(self, prompts: list[list[int]]) -> list[Rating | str]:
         """A rating of each prompt, or the reason why the engine has none."""
@@ -152,10 +194,12 @@ class RuleJudge:
         return [ratings[place] if place in ratings else reasons[place] for place in range(len(prompts))]
 
 
-def _together(rows: Sequence[Rating | str]) -> list[Rating] | str:
+def _together(rows: Sequence[Rating | str]) -> list[Rating] | Fault:
     """A conversation's ratings, or the first reason why one is missing."""
     reason = next((row for row in rows if isinstance(row, str)), None)
-    return f"{NO_ANSWER}: {reason}" if reason else [row for row in rows if not isinstance(row, str)]
+    if reason:
+        return Fault(f"{NO_ANSWER}: {reason}", final=False)
+    return [row for row in rows if not isinstance(row, str)]
 
 
 def _set_ratings(conversation: dict[str, Any], rule_ids: list[str], ratings: Sequence[Rating]) -> None:
@@ -165,16 +209,8 @@ def _set_ratings(conversation: dict[str, Any], rule_ids: list[str], ratings: Seq
 
 
 def rated_rows(group: Group, *, fingerprint: str) -> dict[str, list[dict[str, Any]]]:
-    """A group's rows of the tables `failures` (trios that an error has spoilt) and `ratings`."""
-    failures = []
-    for trio in group["trios"]:
-        sides = [group["conversations"][trio[side]] for side in ("a", "b")]
-        failures += [
-            {"origin": side["conversation_id"], "id": trio["trio_id"], "reason": side["error"]}
-            for side in sides
-            if side["error"]
-        ]
-    return {"failures": failures, "ratings": rating_rows(group, fingerprint)}
+    """A group's rows of the table `ratings`."""
+    return {"ratings": rating_rows(group, fingerprint)}
 
 
 def rating_rows(group: Group, fingerprint: str) -> list[dict[str, Any]]:
@@ -186,6 +222,7 @@ def rating_rows(group: Group, fingerprint: str) -> list[dict[str, Any]]:
             **{field: conversation[field] for field in RATING_FIELDS},
             "truncated": conversation["truncated"],
             "error": conversation["error"],
+            "final": conversation["final"],
             "fingerprint": fingerprint,
         }
         for conversation in group["conversations"]

@@ -19,6 +19,8 @@ from ramo_ray.errors import SourceError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".txt")
 HUB = "hub:"
+COUNTED_BYTES, COUNTED_LINES = 64 * 2**20, 100_000
+"""Files up to this size are counted line by line; of others so many lines tell the rest."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -66,6 +68,27 @@ def find_files(path: str, key: str) -> list[str]:
 def read_files(files: Sequence[str], limit: int | None, split: str) -> Iterator[RawRow]:
     """All rows of some files in order, at most `limit`."""
     return itertools.islice(itertools.chain.from_iterable(_read(file, split) for file in files), limit)
+
+
+def count_rows(files: Sequence[str], limit: int | None, split: str) -> tuple[int, bool]:
+    """Rows of some files, at most `limit`, and whether they were counted or estimated from the first ones' bytes."""
+    counted = [_count(file, split) for file in files]
+    rows = sum(count for count, _ in counted)
+    return (min(rows, limit) if limit else rows), all(exact for _, exact in counted)
+
+
+def _count(file: str, split: str) -> tuple[int, bool]:
+    import pyarrow.parquet as pq
+
+    if file.endswith(".parquet"):
+        return pq.read_metadata(file).num_rows, True
+    size = 0 if file.startswith(HUB) else Path(file).stat().st_size
+    if file.startswith(HUB) or file.endswith(".json") or size <= COUNTED_BYTES:
+        return sum(1 for _ in _read(file, split)), True
+    # Of a compressed file too: what is read ahead is small beside the sample.
+    with open(file, "rb") as raw, gzip.GzipFile(fileobj=raw) if file.endswith(".gz") else raw as opened:
+        lines = sum(1 for _ in itertools.islice(opened, COUNTED_LINES))
+        return round(size / raw.tell() * lines), False
 
 
 def _read(file: str, split: str) -> Iterator[RawRow]:

@@ -14,6 +14,7 @@ from ramo_ray.errors import RolesError
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import encode_chat, load_tokenizer
 from ramo_ray.pipelines.actors import Bill, pool_options
+from ramo_ray.pipelines.overseer import Lost, Watched
 from ramo_ray.pipelines.tables import table
 from ramo_ray.settings import EngineSettings, GeneratorSettings
 
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 Group = dict[str, Any]
 
 
-def generate(groups: Dataset, generators: Sequence[GeneratorSettings], meter: Any) -> Dataset:
+def generate(groups: Dataset, generators: Sequence[GeneratorSettings], overseer: Any) -> Dataset:
     """Add to each group one response of each generator. Generators of one model share its actors."""
     for members in _by_model(generators):
         groups = groups.map_batches(
             ResponseWriter,
-            fn_constructor_kwargs={"generators": [g.model_dump(mode="json") for g in members], "meter": meter},
+            fn_constructor_kwargs={"generators": [g.model_dump(mode="json") for g in members], "overseer": overseer},
             batch_format="pyarrow",
             batch_size=members[0].batch_size,
             **pool_options(members[0].actors),
@@ -47,27 +48,38 @@ def _by_model(generators: Sequence[GeneratorSettings]) -> list[list[GeneratorSet
 class ResponseWriter:
     """Actor that owns one model and writes for all generators that use it."""
 
-    def __init__(self, generators: Sequence[Mapping[str, Any]], meter: Any) -> None:
+    def __init__(self, generators: Sequence[Mapping[str, Any]], overseer: Any = None) -> None:
         self.generators = [GeneratorSettings.model_validate(g) for g in generators]
+        self.watched = Watched(overseer)
         path = resolve(self.generators[0].model, self.generators[0].revision)
         self.tokenizer = load_tokenizer(path)
         self.engine = build_engine(self.generators[0], path)
-        self.bill, self.meter = Bill(), meter
+        self.bill = Bill(self.engine)
+        self.watched.ready(self.engine.close)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         groups, started = batch.to_pylist(), time.perf_counter()
-        for generator in self.generators:
-            self._write(groups, generator)
-        self.bill.charge(groups[0], self.engine.usage)
-        self.meter.add.remote(calls=len(groups) * len(self.generators), seconds=time.perf_counter() - started)
+        if not all(self._write(groups, generator) for generator in self.generators):
+            return table("groups", [group | {"postponed": True} for group in groups])
+        self.bill.charge(groups[0])
+        self.watched.report(calls=len(groups) * len(self.generators), seconds=time.perf_counter() - started)
         return table("groups", groups)
 
-    def _write(self, groups: Sequence[Group], generator: GeneratorSettings) -> None:
+    def _write(self, groups: Sequence[Group], generator: GeneratorSettings) -> bool:
+        """Add a generator's answers to the groups; False where the run is stopping."""
         room = self.engine.context_length - generator.sampling.max_tokens
         asked = [(group, ids) for group in groups if (ids := self._prompt(group, generator)) is not None]
         fitting = [(group, own) for group, own in asked if len(own) <= room]
-        texts = self.engine.generate([own for _, own in fitting], generator.sampling) if fitting else []
-        for (group, own), completion in zip(fitting, texts, strict=True):
+        written = self.watched.through(
+            [f"{generator.name}/{group['prompt_id']}" for group, _ in fitting],
+            lambda places: self.engine.generate([fitting[place][1] for place in places], generator.sampling),
+        )
+        if written is None:
+            return False
+        for (group, own), completion in zip(fitting, written, strict=True):
+            if isinstance(completion, Lost):
+                group["bad"].append({"origin": generator.name, "id": group["prompt_id"], "reason": completion.reason})
+                continue
             text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True).strip()
             group["conversations"].append(_conversation(group, generator, text))
             group["tokens"] += len(own) + len(completion.token_ids)
@@ -75,6 +87,7 @@ class ResponseWriter:
             if len(own) > room:
                 reason = f"too long for {generator.name}: a prompt of {len(own):,} tokens, {room:,} fit"
                 group["bad"].append({"origin": generator.name, "id": group["prompt_id"], "reason": reason})
+        return True
 
     def _prompt(self, group: Group, generator: GeneratorSettings) -> list[int] | None:
         """The prompt's token ids; None, with the reason in the group, where the template does not take its roles."""
@@ -104,14 +117,16 @@ def _conversation(group: Group, generator: GeneratorSettings, text: str) -> dict
 
 def response_rows(group: Group) -> dict[str, list[dict[str, Any]]]:
     """A group's rows of the tables `conversations`, `failures` and `trios` (one for every two responses)."""
-    failures = list(group["bad"])
+    failures = [bad | {"final": True} for bad in group["bad"]]
     usable: dict[str, dict[str, Any]] = {}
     for conversation in group["conversations"]:
         reason = _fault(conversation["response"])
         if conversation["conversation_id"] in usable:
             reason = "repeats another generator's response"
         if reason:
-            failures.append({"origin": conversation["source"], "id": group["prompt_id"], "reason": reason})
+            failures.append(
+                {"origin": conversation["source"], "id": group["prompt_id"], "reason": reason, "final": True}
+            )
         else:
             usable[conversation["conversation_id"]] = conversation
     return {

@@ -32,14 +32,18 @@ def schema(name: str) -> pa.Schema:
         ("label_mass", floats),
         ("truncated", pa.bool_()),
         ("error", string),
+        ("final", pa.bool_()),
     ]
-    trio = [("trio_id", string), ("a", pa.int32()), ("b", pa.int32()), ("label", pa.int8())]
+    failure = [("origin", string), ("id", string), ("reason", string)]
+    trio = [("trio_id", string), ("a", pa.int32()), ("b", pa.int32()), ("label", pa.int8()), ("error", string)]
     picked = [("rule_ids", strings), ("discrepancy", floats), ("relevance", floats), ("probability", floats)]
     rated_conversation = [
         ("conversation_id", string),
         ("response", string),
         ("source", string),
         ("done", pa.bool_()),
+        ("known", strings),
+        ("known_score", floats),
         *ratings,
     ]
     costs = [("calls", pa.int64()), ("tokens", pa.int64()), ("seconds", pa.float64())]
@@ -91,8 +95,8 @@ def schema(name: str) -> pa.Schema:
             ("labeler", string),
             ("fingerprint", string),
         ],
-        "failures": [("origin", string), ("id", string), ("reason", string)],
-        "quarantine": [("origin", string), ("id", string), ("reason", string)],
+        "failures": [*failure, ("final", pa.bool_())],
+        "quarantine": failure,
         "rows": [
             ("origin", string),
             ("reason", string),
@@ -111,8 +115,11 @@ def schema(name: str) -> pa.Schema:
             ("split", string),
             ("conversations", pa.list_(pa.struct(rated_conversation))),
             ("trios", pa.list_(pa.struct([*trio, *picked]))),
-            ("bad", pa.list_(pa.struct([("origin", string), ("id", string), ("reason", string)]))),
+            ("bad", pa.list_(pa.struct(failure))),
+            ("shard", pa.int32()),
+            ("postponed", pa.bool_()),
             *costs,
+            ("computed", pa.int64()),
             ("adapter_seconds", pa.float64()),
             *((name, pa.float64() if name == "cost" else pa.int64()) for name in Usage._fields),
         ],

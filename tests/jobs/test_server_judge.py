@@ -62,8 +62,8 @@ def test_rating_by_a_server_that_goes_and_comes_back(
     found = manifest(setup.output)
     counts, judge = found["counts"], found["judge"]
     assert (counts["rows_in"], counts["rows_out"], counts["quarantined"]) == (10, 9, 1)
-    (reason,) = counts["reasons"]
-    assert reason == "the judge gave no answer: the server refuses the request: HTTP … Bad Request (content_filter)"
+    reason = "the judge gave no answer: the server refuses the request: HTTP … Bad Request (content_filter)"
+    assert list(counts["reasons"]) == [f"{reason} (tried 3 times)"]
     assert (judge["calls"], judge["cells"]) == (19 * 6, 19 * 6)
     assert judge["requests"] >= 20 * 6
     assert judge["cost"] == pytest.approx(judge["prompt_tokens"] * 2.5 / 1e6, abs=1e-6)
@@ -76,6 +76,15 @@ def test_rating_by_a_server_that_goes_and_comes_back(
     kept = [file for file in setup.output.rglob("*") if file.is_file()]
     assert all(KEY.encode() not in file.read_bytes() for file in kept)
     assert KEY not in done.stdout + done.stderr + gone.stderr
+
+    # A finished run takes up again what it gave up, when more tries are allowed.
+    scripted.faulty = {}
+    again = run([*command, "judge.max_tries=4"], JUDGE_KEY=KEY)
+    assert again.returncode == 0, again.stderr
+    found = manifest(setup.output)
+    counts = found["counts"]
+    assert (counts["rows_in"], counts["rows_out"], counts["quarantined"]) == (10, 10, 0)
+    assert found["judge"]["calls"] == 20 * 6
 
     # What does not decide what comes out may change.
     again = run([*command, "judge.openai.concurrency=2", "judge.openai.base_url=http://127.0.0.1:9/v1"])

@@ -13,9 +13,10 @@ from ramo_ray.core.rules import make_pool
 from ramo_ray.engines.base import TokenIds, Usage
 from ramo_ray.engines.scripted_engine import ScriptedEngine
 from ramo_ray.errors import SourceError
+from ramo_ray.pipelines.actors import Bill
 from ramo_ray.pipelines.comparing import JudgedWay, WaysJudge, read_ways, way_rows
+from ramo_ray.pipelines.grouping import make_group
 from ramo_ray.pipelines.rating import RuleJudge
-from ramo_ray.pipelines.sources import make_group
 from ramo_ray.pipelines.store import PartStore
 from ramo_ray.pipelines.tables import table
 from ramo_ray.settings import JudgeSettings
@@ -24,20 +25,10 @@ POOL = make_pool("p", [f"Accept the response that is {virtue}." for virtue in ("
 TABLES = ("failures", "ratings", "costs", "compared")
 
 
-class Calls:
-    """A meter that only counts, called as Ray's handles are."""
-
-    def __init__(self) -> None:
-        self.add, self.calls = self, 0
-
-    def remote(self, calls: int, seconds: float) -> None:
-        assert seconds > 0
-        self.calls += calls
-
-
 def row(place: int, prompt: str, a: str, b: str) -> dict[str, Any]:
     return {
         "origin": f"f:{place}",
+        "reason": None,
         "trio_id": f"trio-{prompt}-{place}",
         "prompt_id": prompt,
         "prompt": [{"role": "user", "content": f"Tell me about {prompt}."}],
@@ -62,9 +53,9 @@ def ways_of(model: Path, **values: Any) -> list[JudgedWay]:
     return [JudgedWay(f"way {i}", judge.model_copy(update=update), f"f{i}") for i, update in enumerate(updates)]
 
 
-def made(ways: list[JudgedWay], meter: Any) -> WaysJudge:
+def made(ways: list[JudgedWay]) -> WaysJudge:
     plain = [(way.name, way.judge.model_dump(mode="json"), way.fingerprint) for way in ways]
-    return WaysJudge(plain, POOL.texts, meter)
+    return WaysJudge(plain, POOL.texts)
 
 
 def committed(folder: Path, groups: list[dict[str, Any]]) -> PartStore:
@@ -76,17 +67,15 @@ def committed(folder: Path, groups: list[dict[str, Any]]) -> PartStore:
 
 @pytest.mark.slow
 def test_each_way_gives_what_it_gives_alone_and_one_engine_serves_all(long_context_model: Path, tmp_path: Path) -> None:
-    ways, meter = ways_of(long_context_model, max_length=4096), Calls()
-    judge = made(ways, meter)
+    ways = ways_of(long_context_model, max_length=4096)
+    judge = made(ways)
     assert len({id(own.engine) for _, own, _ in judge.judges}) == 1
     groups = [group("tea", ("Hot.", "Cold."), ("Hot.", "Sweet.")), group("bread", ("Rye.", "Oat."))]
     batch = table("groups", groups)
     rated = judge(batch).to_pylist()
-    # Five conversations on three rules in three ways, and the warm-up.
+    # Five conversations on three rules in three ways.
     assert sum(one["calls"] for one in rated) == 5 * 3 * 3
-    assert meter.calls == 5 * 3 * 3 + 3 * len(POOL)
     again = judge(batch).to_pylist()
-    assert meter.calls == 2 * 5 * 3 * 3 + 3 * len(POOL)
     assert [one["calls"] for one in again] == [one["calls"] for one in rated]
 
     arrays = read_ways(committed(tmp_path / "data", rated), ways, POOL.ids)
@@ -97,7 +86,7 @@ def test_each_way_gives_what_it_gives_alone_and_one_engine_serves_all(long_conte
     assert sorted(map(str, arrays.human)) == ["0", "0", "1"]
     np.testing.assert_array_equal(arrays.relevance, [[0.5, 0.25, 0.125]] * 3)
     for place, way in enumerate(ways):
-        alone = RuleJudge(way.judge.model_dump(mode="json"), POOL.texts, "all_rules", Calls())(batch).to_pylist()
+        alone = RuleJudge(way.judge.model_dump(mode="json"), POOL.texts, "all_rules")(batch).to_pylist()
         expected = {c["conversation_id"]: c["score"] for one in alone for c in one["conversations"]}
         order = sorted(expected)
         np.testing.assert_allclose(arrays.scores[place], [expected[identifier] for identifier in order])
@@ -118,7 +107,7 @@ def test_a_conversation_that_one_way_cannot_rate_spoils_its_trios_only(
         group("tea", ("Hot.", "Cold."), ("Hot.", "Long " * 200), ("Cold.", "Long " * 200)),
         group("bread", ("Rye.", "Oat.")),
     ]
-    rated = made(ways, Calls())(table("groups", groups)).to_pylist()
+    rated = made(ways)(table("groups", groups)).to_pylist()
     store = committed(tmp_path / "data", rated)
     failures = store.read("failures").to_pylist()
     assert [row["id"] for row in failures] == ["trio-tea-1", "trio-tea-2"]
@@ -141,8 +130,8 @@ class Served(ScriptedEngine):
 
 @pytest.mark.slow
 def test_what_a_server_counts_is_charged_once(long_context_model: Path) -> None:
-    judge, engine = made(ways_of(long_context_model), Calls()), Served()
-    judge.engine = engine
+    judge, engine = made(ways_of(long_context_model)), Served()
+    judge.bill = Bill(engine)
     for _, own, _ in judge.judges:
         own.engine = engine
     batches = [table("groups", [group(name, ("Yes.", "No.")), group(f"no {name}", ("Yes.", "No."))]) for name in "ab"]
@@ -162,7 +151,8 @@ def test_a_fault_in_any_way_is_a_failure_with_its_name() -> None:
         for way, ratings in (("one", good), ("two", bad), ("three", bad))
     ]
     rows = way_rows(given)
-    assert rows["failures"] == [{"origin": names[2], "id": "trio-tea-1", "reason": "two: the judge gave no answer"}]
+    reason = "two: the judge gave no answer"
+    assert rows["failures"] == [{"origin": names[2], "id": "trio-tea-1", "reason": reason, "final": True}]
     assert [row["trio_id"] for row in rows["compared"]] == ["trio-tea-0"]
     assert [(row["way"], row["calls"]) for row in rows["costs"]] == [("one", 3), ("two", 3), ("three", 3)]
     assert len(rows["ratings"]) == 9

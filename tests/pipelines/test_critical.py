@@ -80,7 +80,7 @@ def test_a_conversation_that_is_not_fully_rated_spoils_its_trios() -> None:
     tables = select(group(trio(0, 1), trio(0, 2), error="not rated on every rule of the pool"), r=1)
     assert [row["trio_id"] for row in tables["critical"]] == ["t01"]
     assert tables["failures"] == [
-        {"origin": "train_adapter", "id": "t02", "reason": "not rated on every rule of the pool"}
+        {"origin": "train_adapter", "id": "t02", "reason": "not rated on every rule of the pool", "final": True}
     ]
 
 

@@ -27,16 +27,6 @@ RESPONSES = ["Gladly: flour, water, salt, time. é", "No. Bread bores me.", "Why
 Judge = Callable[..., dict[str, Any]]
 
 
-class LocalMeter:
-    """A `Meter`'s handle without an actor behind it."""
-
-    def __init__(self) -> None:
-        self.add = self
-
-    def remote(self, **amounts: float) -> None:
-        assert set(amounts) == {"calls", "seconds"}
-
-
 @pytest.fixture
 def serve(tiny_model: Path) -> Iterator[Callable[..., tuple[ScriptedServer, Judge]]]:
     with ExitStack() as stack:
@@ -60,7 +50,7 @@ def judged(settings: dict[str, Any], batches: int = 1) -> list[dict[str, Any]]:
     conversations = [{"conversation_id": r, "response": r, "done": False} for r in RESPONSES]
     costs = {"calls": 0, "tokens": 0, "seconds": 0.0, "adapter_seconds": 0.0}
     group = {"prompt": PROMPT, "conversations": conversations, "trios": [], **costs}
-    judge = RuleJudge(settings, RULES, "all_rules", LocalMeter())
+    judge = RuleJudge(settings, RULES, "all_rules")
     try:
         return [judge(table("groups", [group])).to_pylist()[0] for _ in range(batches)]
     finally:
@@ -147,7 +137,7 @@ def test_what_the_server_counted_is_written_once(serve: Any) -> None:
 
 def test_a_server_that_is_gone_ends_the_run(serve: Any) -> None:
     server, settings = serve("completions")
-    judge = RuleJudge(settings(), RULES, "all_rules", LocalMeter())
+    judge = RuleJudge(settings(), RULES, "all_rules")
     server.always = refusal(503)
     conversations = [{"conversation_id": r, "response": r, "done": False} for r in RESPONSES]
     group = {"prompt": PROMPT, "conversations": conversations, "trios": []}

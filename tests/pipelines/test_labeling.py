@@ -23,11 +23,14 @@ def conversation(name: str, *scores: float, rules: list[str] = RULES, error: str
         **{field: list(scores) for field in ("p_yes", "p_no", "p_irrelevant", "label_mass")},
         "truncated": False,
         "error": error,
+        "final": False,
+        "known": None,
+        "known_score": None,
     }
 
 
 def trio(a: int, b: int, rules: list[str] | None = RULES, label: int | None = None) -> dict[str, Any]:
-    return {"trio_id": f"t{a}{b}", "a": a, "b": b, "rule_ids": rules, "label": label}
+    return {"trio_id": f"t{a}{b}", "a": a, "b": b, "rule_ids": rules, "label": label, "error": None}
 
 
 def group(conversations: list[dict[str, Any]], *trios: dict[str, Any]) -> dict[str, Any]:
@@ -35,9 +38,7 @@ def group(conversations: list[dict[str, Any]], *trios: dict[str, Any]) -> dict[s
 
 
 def label(given: dict[str, Any], tie_tolerance: float = 0.0) -> dict[str, list[dict[str, Any]]]:
-    tables = label_rows(
-        given, tie_tolerance=tie_tolerance, max_length=1024, fingerprint="label", judge_fingerprint="judge"
-    )
+    tables = label_rows(given, tie_tolerance=tie_tolerance, fingerprint="label", judge_fingerprint="judge")
     for name, rows in tables.items():
         table(name, rows)
     return tables
@@ -120,18 +121,25 @@ def test_an_error_spoils_its_own_trios_only() -> None:
     tables = label(group(conversations, trio(0, 1), trio(0, 2), trio(1, 2)))
     assert [row["trio_id"] for row in tables["preferences"]] == ["t02"]
     assert tables["failures"] == [
-        {"origin": "label", "id": identifier, "reason": "no answer"} for identifier in ("t01", "t12")
+        {"origin": "label", "id": identifier, "reason": "no answer", "final": False} for identifier in ("t01", "t12")
     ]
     assert [(row["conversation_id"], row["error"]) for row in tables["ratings"]][1] == ("B", "no answer")
 
 
-@pytest.mark.parametrize("rules", [None, []])
-def test_a_trio_without_rules_was_too_long_for_the_adapter(rules: list[str] | None) -> None:
+def test_what_was_rated_before_counts_too() -> None:
+    known = {"known": ["r1", "r2"], "known_score": [0.5, -0.25]}
+    given = group([conversation("A", 0.5, rules=["r3"]) | known, conversation("B", 1.0, -1.0, 0.25)], trio(0, 1))
+    tables = label(given)
+    assert tables["preferences"][0]["scores_chosen"] == [0.5, -0.25, 0.5]
+    # Cells are kept once.
+    assert [row["rule_ids"] for row in tables["ratings"]] == [["r3"], RULES]
+
+
+def test_a_trio_that_the_adapter_cannot_read_fails_for_good() -> None:
     conversations = [conversation("A", rules=[]), conversation("B", rules=[])]
-    tables = label(group(conversations, trio(0, 1, rules)))
+    tables = label(group(conversations, trio(0, 1, None) | {"error": "too long for the adapter"}))
     assert tables["preferences"] == tables["ratings"] == []
-    reason = "too long for the adapter: more than adapter.max_length = 1,024 tokens"
-    assert tables["failures"] == [{"origin": "label", "id": "t01", "reason": reason}]
+    assert tables["failures"] == [{"origin": "label", "id": "t01", "reason": "too long for the adapter", "final": True}]
 
 
 def test_rows_of_the_critical_table_become_groups_that_the_adapter_reads() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,7 +69,11 @@ def test_one_usable_response_makes_no_trio() -> None:
     tables = rows_of(group("only", " ", bad=bad))
     assert tables["trios"] == []
     assert [row["origin"] for row in tables["failures"]] == ["m9", "m1"]
-    assert rows_of(group(bad=bad)) == {"conversations": [], "failures": bad, "trios": []}
+    assert rows_of(group(bad=bad)) == {
+        "conversations": [],
+        "failures": [row | {"final": True} for row in bad],
+        "trios": [],
+    }
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=5))
@@ -93,14 +96,13 @@ def test_what_a_server_counts_is_charged_whatever_model_wrote_before(tiny_model:
     prompts = [[{"role": "user", "content": text}] for text in ("Why?", "How?", "Who?")]
     given = [group() | {"prompt_id": str(place), "prompt": own} | costs for place, own in enumerate(prompts)]
     batches = [table("groups", given[:2]), table("groups", given[2:])]
-    meter = SimpleNamespace(add=SimpleNamespace(remote=lambda **_: None))
     server = ScriptedServer(load_tokenizer(tiny_model), ("completions",), FakeClock())
     usages = []
     with serving(server) as url:
         own = {"base_url": url, "model": MODEL, "input_price": 1.0, "output_price": 8.0}
         for name in ("one", "two"):
             generator = {"name": name, "model": str(tiny_model), "engine": "openai", "openai": own}
-            writer = ResponseWriter([generator | {"sampling": {"max_tokens": 20}}], meter)
+            writer = ResponseWriter([generator | {"sampling": {"max_tokens": 20}}])
             batches = [writer(batch) for batch in batches]
             usages.append(writer.engine.usage)
             writer.engine.close()

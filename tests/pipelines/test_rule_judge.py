@@ -25,16 +25,6 @@ PROMPT = [{"role": "user", "content": "Tell me about bread."}]
 RESPONSES = ["Gladly: flour, water, salt, time.", "No. Bread bores me.", "Why?"]
 
 
-class LocalMeter:
-    """A `Meter`'s handle without an actor behind it."""
-
-    def __init__(self) -> None:
-        self.add, self.sums = self, {"calls": 0.0, "seconds": 0.0}
-
-    def remote(self, **amounts: float) -> None:
-        self.sums = {key: self.sums[key] + amounts[key] for key in amounts}
-
-
 @pytest.fixture(scope="module")
 def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model's tokenizer, and a network that has opinions and holds a judge's prompt in bytes."""
@@ -60,13 +50,13 @@ def group(responses: list[str]) -> dict[str, Any]:
     return {"prompt": PROMPT, "conversations": conversations, "trios": [], **costs}
 
 
-def judged(model: Path, responses: list[str] = RESPONSES, **values: Any) -> tuple[dict[str, Any], LocalMeter]:
+def judged(model: Path, responses: list[str] = RESPONSES, **values: Any) -> dict[str, Any]:
     settings = {"model": str(model), "layout": "rule_last", "threads": 1, **values}
-    meter = LocalMeter()
-    judge = RuleJudge(settings, RULES, "all_rules", meter)
+    judge = RuleJudge(settings, RULES, "all_rules")
+    found: dict[str, Any]
     (found,) = judge(table("groups", [group(responses)])).to_pylist()
     judge.engine.close()
-    return found, meter
+    return found
 
 
 def judge_prompts(model: Path, **values: Any) -> JudgePrompts:
@@ -90,7 +80,7 @@ def answer_logprobs(model: Path, prompt: list[int], answers: list[list[int]]) ->
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_numbers_are_what_scoring_each_whole_number_gives(model: Path, chat: bool) -> None:
-    found, meter = judged(model, method="number", chat_template=chat)
+    found = judged(model, method="number", chat_template=chat)
     prompts, tokenizer = judge_prompts(model, method="number", chat_template=chat), load_tokenizer(model)
     answers = [encode_text(tokenizer, word if chat else f" {word}") for word in NUMBERS]
     scores = []
@@ -106,13 +96,13 @@ def test_numbers_are_what_scoring_each_whole_number_gives(model: Path, chat: boo
 
     # A call is a cell, however many of a number's tokens were asked for.
     questions = prompts.answers.questions([i for r in RESPONSES for i in prompts.ids(PROMPT, r, [0, 1])])
-    assert found["calls"] == meter.sums["calls"] == 6
+    assert found["calls"] == 6
     assert found["tokens"] == sum(map(len, questions))
     assert len(questions) == 6 * (5 if chat else 6)
 
 
 def test_two_labels_are_yes_and_no_of_what_follows_their_own_question(model: Path) -> None:
-    found, _ = judged(model, method="two_labels")
+    found = judged(model, method="two_labels")
     prompts = judge_prompts(model, method="two_labels")
     for conversation, response in zip(found["conversations"], RESPONSES, strict=True):
         for rule, ids in enumerate(prompts.ids(PROMPT, response, [0, 1])):
@@ -129,15 +119,15 @@ def test_a_long_response_is_cut_and_marked_and_the_others_are_as_before(model: P
     longest = max(len(ids) for response in RESPONSES for ids in prompts.ids(PROMPT, response, [0, 1]))
     responses = [*RESPONSES, "Long. " * 40]
     settings: dict[str, Any] = {"engine": "scripted", "max_length": longest}
-    plain, _ = judged(model, RESPONSES, **settings)
-    refused, meter = judged(model, responses, **settings)
-    cut, _ = judged(model, responses, too_long="truncate_response", **settings)
+    plain = judged(model, RESPONSES, **settings)
+    refused = judged(model, responses, **settings)
+    cut = judged(model, responses, too_long="truncate_response", **settings)
 
     assert refused["conversations"][:3] == cut["conversations"][:3] == plain["conversations"]
     assert [c["truncated"] for c in cut["conversations"]] == [False, False, False, True]
     assert [c["truncated"] for c in refused["conversations"]] == [False] * 4
     assert "too long for the judge: " in refused["conversations"][3]["error"]
-    assert (refused["calls"], meter.sums["calls"], cut["calls"]) == (6, 6, 8)
+    assert (refused["calls"], cut["calls"]) == (6, 8)
     # The record keeps the whole response; only the judge read less.
     assert cut["conversations"][3]["response"] == responses[3]
     (*_, row) = rating_rows(cut, "f")
@@ -146,7 +136,7 @@ def test_a_long_response_is_cut_and_marked_and_the_others_are_as_before(model: P
 
 
 def test_what_fits_not_at_all_is_an_error_on_its_own_row(model: Path) -> None:
-    found, _ = judged(model, engine="scripted", max_length=600, too_long="truncate_response")
+    found = judged(model, engine="scripted", max_length=600, too_long="truncate_response")
     assert all("nothing of the response fits" in c["error"] for c in found["conversations"])
     assert all(c["score"] == c["rule_ids"] == [] for c in found["conversations"])
     assert (found["calls"], found["tokens"]) == (0, 0)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ramo_ray.errors import RamoError
 from ramo_ray.pipelines.store import PartStore, write_blocks
 from ramo_ray.pipelines.tables import schema, table
 
@@ -45,7 +46,7 @@ def test_a_part_is_a_file_of_one_name_in_every_table(store: PartStore) -> None:
     write(store, ["a", "b"], ["x"])
     write(store, ["c"])
     assert ids(store) == (["a", "b", "c"], ["x"])
-    assert [f.name for f in store.files("failures")] == [f.name for f in store.files("ratings")]
+    assert [Path(f).name for f in store.files("failures")] == [Path(f).name for f in store.files("ratings")]
     assert len(store.files("ratings")) == 2
 
 
@@ -108,6 +109,35 @@ def test_what_was_not_committed_is_removed(store: PartStore) -> None:
     assert ids(store) == (["a"], ["x"])
 
 
+def test_only_the_latest_round_writes_and_its_parts_come_last(store: PartStore) -> None:
+    write(store, ["a"])
+    later = store.open()
+    with pytest.raises(RamoError, match="another run has taken over"):
+        write(store, ["late"], ["late"])
+    write(later, ["a"])
+    rounds = [Path(f).name.split("-")[2] for f in later.files("ratings")]
+    assert rounds == [store.round, later.round]
+    assert ids(later) == (["a", "a"], [])
+
+
+def test_parts_lie_by_shard(store: PartStore) -> None:
+    for shard, name in ((0, "a"), (7, "b"), (7, "c"), (123_456_789, "d")):
+        store.write_part({"failures": [], "ratings": [rating(name)]}, {}, shard)
+    found = store.by_shard()
+    assert {shard: len(parts) for shard, parts in found.items()} == {0: 1, 7: 2, 123_456_789: 1}
+    assert sorted(store.read("ratings", parts=found[7])["conversation_id"].to_pylist()) == ["b", "c"]
+    assert store.read("ratings", ["error"], parts=[]).num_rows == 0
+    assert len(store.files("ratings", shard=7)) == 2
+    assert (store.count("ratings"), store.count("failures")) == (4, 0)
+
+
+def test_a_root_may_be_a_uri(tmp_path: Path) -> None:
+    store = PartStore(f"file://{tmp_path}/there", NAMES).open()
+    write(store, ["a"], ["x"], calls=2)
+    assert ids(store) == ids(PartStore(str(tmp_path / "there"), NAMES)) == (["a"], ["x"])
+    assert store.totals() == {"calls": 2}
+
+
 def test_a_write_that_fails_leaves_nothing_to_be_seen(store: PartStore) -> None:
     write(store, ["a"])
     wrong = rating("b") | {"score": ["not a number"]}
@@ -127,7 +157,7 @@ def test_a_write_that_fails_leaves_nothing_to_be_seen(store: PartStore) -> None:
 def test_a_table_refuses_a_column_that_it_has_not() -> None:
     with pytest.raises(AssertionError, match=r"failures has no column \['colour'\]"):
         table("failures", [failure("x") | {"colour": "red"}])
-    assert table("failures", [{"id": "x"}]).to_pylist() == [{"origin": None, "id": "x", "reason": None}]
+    assert table("failures", [{"id": "x"}]).to_pylist() == [{"origin": None, "id": "x", "reason": None, "final": None}]
 
 
 # Groups to parts
@@ -151,6 +181,15 @@ def test_blocks_become_one_part_with_their_costs(store: PartStore) -> None:
     assert ids(store) == (["p0", "p1", "q0", "q1", "s0", "s1"], [])
     assert store.totals() == {"groups": 3, "calls": 300, "tokens": 9, "seconds": 1.5, "adapter_seconds": 0.0}
     assert len(store.files("ratings")) == 1
+
+
+def test_each_shard_has_its_own_part_and_what_was_postponed_has_none(store: PartStore) -> None:
+    given = [group("p", calls=1) | {"shard": 3}, group("q", calls=2) | {"shard": 1}, group("s", calls=4) | {"shard": 3}]
+    blocks = [table("groups", [*given, group("t", calls=8) | {"shard": 3, "postponed": True}])]
+    assert write_blocks(blocks, store, convert) == {"groups": 3, "rows": 6}
+    assert {shard: len(parts) for shard, parts in store.by_shard().items()} == {1: 1, 3: 1}
+    assert ids(store)[0] == ["p0", "p1", "q0", "q1", "s0", "s1"]
+    assert store.totals()["calls"] == 7
 
 
 def test_empty_blocks_write_nothing(store: PartStore) -> None:

@@ -1,0 +1,106 @@
+"""Asks a run's overseer each second how far it is, for display, manifest and metrics; and tells it to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+from jobs.pace import Moment, Pace
+from jobs.scaling import Demand, ask
+from ramo_ray.pipelines.telemetry import RunGauges
+
+TICK_SECONDS = 1.0
+ANSWER_SECONDS = 10.0
+"""An overseer that takes longer is asked again at the next tick: the display is not worth a run."""
+
+
+class Observer:
+    """A thread beside a round of a run.
+
+    Args:
+        overseer: handle of the run's `Overseer`.
+        pace: what makes rates of sums; `demand` decides for how many actors there should be machines.
+        gauges: the run's metrics.
+        written: which of the overseer's sums counts members; `before` of them were written in earlier rounds.
+        tell: takes each moment, for those who look at the run from elsewhere.
+        stop: set when the run shall end.
+    """
+
+    def __init__(
+        self,
+        overseer: Any,
+        *,
+        pace: Pace,
+        demand: Demand,
+        gauges: RunGauges,
+        written: str,
+        before: float,
+        tell: Callable[[Moment], None] | None,
+        stop: threading.Event,
+    ) -> None:
+        self.overseer, self.pace, self.demand, self.gauges = overseer, pace, demand, gauges
+        self.written, self.before, self.tell, self.stop = written, before, tell, stop
+        self.now: Moment | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Observer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def line(self) -> tuple[float, str]:
+        """What is done, and the latest rates in a few words."""
+        return (self.pace.begun_with, "") if self.now is None else (self.now.done, self.now.line())
+
+    def _run(self) -> None:
+        import ray
+
+        ended = False
+        while not ended:
+            ended = self._ended.wait(TICK_SECONDS)
+            # Whatever ails Ray is raised where the work is done.
+            with contextlib.suppress(ray.exceptions.RayError):
+                self._tick()
+        if self.demand.asks:
+            ask([])
+
+    def _tick(self) -> None:
+        import ray
+
+        stopping = self.stop.is_set()
+        if stopping:
+            ray.get(self.overseer.stop.remote(), timeout=ANSWER_SECONDS)
+        ray.get(self.overseer.release.remote(), timeout=ANSWER_SECONDS)
+        sums: Mapping[str, float] = ray.get(self.overseer.totals.remote(), timeout=ANSWER_SECONDS)
+        self.now = self.pace.moment(sums, sums.get(self.written, 0) - self.before, stopping=stopping)
+        self.gauges.tell(done=self.now.done, total=self.now.total, actors=self.now.actors, under_way=sums["under_way"])
+        if self.demand.asks:
+            ask(self.demand.bundles(self.demand.wanted(int(sums["busy"]))))
+        if self.tell:
+            self.tell(self.now)
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[threading.Event]:
+    """Set an event at SIGTERM instead of ending; elsewhere than in the main thread signals stay as they are."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(_: int, __: FrameType | None) -> None:
+        asked.set()
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)

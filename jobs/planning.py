@@ -1,0 +1,212 @@
+"""`ramo plan`: what labelling a source will take, on all rules and with the Rule Adapter, from measured rates."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.table import Table
+
+from jobs.display import console
+from jobs.inputs import check_judge, open_source, rule_pool
+from jobs.label import LabelConfig
+from jobs.rate import RateConfig
+from jobs.stage import locate, read_json
+from ramo_ray.config import load
+from ramo_ray.engines import build_engine, radix
+from ramo_ray.errors import ConfigError
+from ramo_ray.models.resolve import resolve
+from ramo_ray.models.templates import load_tokenizer
+from ramo_ray.pipelines.fitting import fit_or_cut
+from ramo_ray.pipelines.grouping import make_group
+from ramo_ray.pipelines.prompts import JudgePrompts
+from ramo_ray.pipelines.reading import count_rows
+from ramo_ray.pipelines.sources import Source, read_rows
+from ramo_ray.settings import JudgeSettings
+
+SAMPLED_ROWS = 2000
+"""Rows that are read to learn how many responses and trios a prompt has, and how long they are."""
+SECONDS_A_DAY = 86_400
+
+
+class Size(NamedTuple):
+    """A source: its rows (exact, or estimated from a sample's bytes), and what they come to."""
+
+    rows: int
+    exact: bool
+    prompts: float
+    conversations: float
+    trios: float
+
+
+class Cost(NamedTuple):
+    """What a way of labelling takes. Hours are an actor's."""
+
+    calls: float
+    tokens: float
+    computed: float
+    actor_hours: float
+    gpu_hours: float
+    days: float
+    price: float
+
+
+class Rate(NamedTuple):
+    """Computed tokens a second of one actor, and where that was measured."""
+
+    tokens_a_second: float
+    measured: str
+
+
+class Plan(NamedTuple):
+    """The source's size, the rate, and the costs of both ways."""
+
+    size: Size
+    rate: Rate
+    actors: int
+    all_rules: Cost
+    adapter: Cost
+
+
+def make_plan(source: Path, overrides: Sequence[str], measured: str, sample: int) -> Plan:
+    """Plan a job before it is started.
+
+    Args:
+        source: a configuration's file or folder; `overrides` are its `key=value` words.
+        measured: folder of a pipeline or of `rate` whose manifest says how fast the judge is. Empty: it is measured
+            here, on `sample` prompt groups.
+        sample: prompt groups whose tokens are counted.
+
+    Raises:
+        ConfigError: the folder holds no measured rate.
+    """
+    config = load(RateConfig, source, overrides)
+    pool, judge = rule_pool(config, 1), check_judge(config.judge, rule_pool(config, 1)).settings
+    opened = open_source(config)
+    groups, size = _size(opened)
+    if not groups:
+        raise ConfigError(f"{opened.files[0]}: none of its first {SAMPLED_ROWS} rows can be used.")
+    r = load(LabelConfig, source, [w for w in overrides if not w.startswith("rated=")]).selection.r
+    chosen = [groups[i] for i in np.linspace(0, len(groups) - 1, min(sample, len(groups))).astype(int)]
+    path = resolve(judge.model, judge.revision)
+    prompts = JudgePrompts(load_tokenizer(path), judge, pool)
+    every, some = range(len(pool)), np.linspace(0, len(pool) - 1, r).astype(int).tolist()
+    asked = [_asked(prompts, judge, chosen, rules) for rules in (every, some)]
+    rate = _from_run(config, measured) if measured else _measure(judge, path, prompts, asked[0])
+    per_conversation = sum(len(group["conversations"]) for group in chosen)
+    costs = [
+        _cost(judge, rate, calls, size.conversations if rules is every else 2 * size.trios, batches, per_conversation)
+        for rules, calls, batches in (
+            (every, size.conversations * len(pool), asked[0]),
+            (some, 2 * size.trios * r, asked[1]),
+        )
+    ]
+    return Plan(size, rate, judge.actors.max, *costs)
+
+
+def _size(source: Source) -> tuple[list[dict[str, Any]], Size]:
+    """Groups of the first rows, and the whole source's size by them."""
+    sampled = list(itertools.islice(read_rows(source), SAMPLED_ROWS))
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for row in sampled:
+        if not row.get("reason"):
+            by_prompt.setdefault(row["prompt_id"], []).append({"reason": None, **row})
+    groups = [make_group(rows, []) for rows in by_prompt.values()]
+    rows, exact = count_rows(source.files, source.limit, source.split)
+    scale = rows / len(sampled) if sampled else 0.0
+    conversations, trios = (sum(len(group[kind]) for group in groups) for kind in ("conversations", "trios"))
+    return groups, Size(rows, exact, len(groups) * scale, conversations * scale, trios * scale)
+
+
+def _asked(
+    prompts: JudgePrompts, judge: JudgeSettings, groups: Sequence[dict[str, Any]], rules: Sequence[int]
+) -> list[list[list[int]]]:
+    """Questions of each batch of groups."""
+    batches = []
+    for first in range(0, len(groups), judge.batch_size):
+        fitted = [
+            fit_or_cut(prompts, group["prompt"], conversation["response"], rules, 2**31)
+            for group in groups[first : first + judge.batch_size]
+            for conversation in group["conversations"]
+        ]
+        batches.append(prompts.answers.questions([ids for own in fitted for ids in own.prompts]))
+    return batches
+
+
+def _measure(judge: JudgeSettings, path: Path, prompts: JudgePrompts, batches: Sequence[list[list[int]]]) -> Rate:
+    engine = build_engine(judge, path)
+    fitting = [[ids for ids in batch if len(ids) <= engine.context_length] for batch in batches]
+    engine.label_logprobs(fitting[0][:8], prompts.labels)
+    before, started = engine.computed, time.perf_counter()
+    for batch in fitting:
+        engine.label_logprobs(batch, prompts.labels)
+    seconds, computed = time.perf_counter() - started, engine.computed - before
+    engine.close()
+    return Rate(computed / seconds, f"here, on {sum(map(len, fitting)):,} calls")
+
+
+def _from_run(config: RateConfig, measured: str) -> Rate:
+    folder = locate(config, "measured", measured)
+    for place in (folder, folder / "rate", folder / "label"):
+        judge = read_json(place / "manifest.json").get("judge", {})
+        if judge.get("computed") and judge.get("seconds"):
+            return Rate(judge["computed"] / judge["seconds"], f"in {place}, on {judge['calls']:,} calls")
+    raise ConfigError(f"`measured` = {measured}: no manifest there says what a judge has computed in how long.")
+
+
+def _cost(
+    judge: JudgeSettings,
+    rate: Rate,
+    calls: float,
+    conversations: float,
+    batches: Sequence[Sequence[Sequence[int]]],
+    sampled: int,
+) -> Cost:
+    scale = conversations / sampled
+    tokens = sum(len(ids) for batch in batches for ids in batch) * scale
+    computed = sum(len(radix.build(batch)) for batch in batches) * scale
+    hours = computed / rate.tokens_a_second / 3600
+    gpus = judge.actors.num_gpus
+    return Cost(
+        calls=calls,
+        tokens=tokens,
+        computed=computed,
+        actor_hours=hours,
+        gpu_hours=hours * gpus,
+        days=hours * 3600 / SECONDS_A_DAY / judge.actors.max,
+        price=hours * judge.actors.price_per_hour,
+    )
+
+
+def show_plan(plan: Plan, *, as_json: bool) -> None:
+    """Print a plan."""
+    if as_json:
+        print(json.dumps({key: v._asdict() if hasattr(v, "_asdict") else v for key, v in plan._asdict().items()}))
+        return
+    size = plan.size
+    console.print(
+        f"{'' if size.exact else 'about '}{size.rows:,} rows: {size.prompts:,.0f} prompts, "
+        f"{size.conversations:,.0f} conversations, {size.trios:,.0f} trios"
+    )
+    console.print(f"one actor computes {plan.rate.tokens_a_second:,.0f} tokens/s (measured {plan.rate.measured})")
+    table = Table("", "all rules", "with the adapter")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    both = (plan.all_rules, plan.adapter)
+    for name, key, form in (
+        ("judge calls", "calls", ",.0f"),
+        ("prompt tokens", "tokens", ",.0f"),
+        ("of them computed", "computed", ",.0f"),
+        ("actor-hours", "actor_hours", ",.2f"),
+        ("GPU-hours", "gpu_hours", ",.2f"),
+        (f"days with {plan.actors} actors", "days", ",.3f"),
+        ("cost", "price", ",.2f"),
+    ):
+        table.add_row(name, *(format(getattr(cost, key), form) for cost in both))
+    console.print(table)
+    console.print("The adapter's own work, and loading models, come on top.")

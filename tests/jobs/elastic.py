@@ -1,0 +1,165 @@
+"""A program for test_elastic: rates on a cluster that grows from one worker node to three, and shrinks again.
+
+Ray's autoscaler decides, with its provider of nodes that are processes on this machine. Prints as JSON how many nodes
+there were, and how fast it went.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import machines
+from machines import batches_of, placed_work
+from ray import cloudpickle
+
+from jobs.flow import run_groups
+from jobs.session import set_up_ray_data
+
+cloudpickle.register_pickle_by_value(machines)
+HEAD_ID = "f" * 51 + "00000"
+NODE = {"CPU": 2, "object_store_memory": 10**8}
+ACTORS = {"min": 1, "max": 3, "num_cpus": 1.2}
+
+
+def free_port() -> int:
+    """A port below those that Ray's workers take."""
+    for port in Random().sample(range(7000, 10_000), 100):
+        with socket.socket() as own, contextlib.suppress(OSError):
+            own.bind(("", port))
+            return port
+    raise OSError("no port is free")
+
+
+@contextlib.contextmanager
+def autoscaling_cluster() -> Iterator[str]:
+    """A head and its autoscaler, on ports of their own; ends the processes that it started, and no other."""
+    import ray
+
+    port, address = free_port(), ray.util.get_node_ip_address()
+    config = {
+        "cluster_name": "elastic",
+        "max_workers": 3,
+        # Six seconds.
+        "idle_timeout_minutes": 0.1,
+        "upscaling_speed": 10.0,
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": f"{address}:{port}",
+            "launch_multiple": True,
+            "head_node_id": HEAD_ID,
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "worker_liveness_check": False,
+        },
+        "auth": {"ssh_user": "nobody"},
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {"resources": NODE, "node_config": {}, "min_workers": 1, "max_workers": 3},
+        },
+        "head_node_type": "ray.head.default",
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "cluster.yaml"
+        file.write_text(json.dumps(config))
+        words = ["start", "--head", "--block", f"--port={port}", f"--autoscaling-config={file}"]
+        words += ["--num-cpus=0", f"--object-store-memory={2 * NODE['object_store_memory']}"]
+        words += [
+            f"--ray-client-server-port={free_port()}",
+            "--include-dashboard=false",
+            f"--node-ip-address={address}",
+        ]
+        own = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        own["RAY_OVERRIDE_NODE_ID_FOR_TESTING"] = HEAD_ID
+        with subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", *words],
+            env=os.environ | own,
+            stdout=sys.stderr,
+            start_new_session=True,
+        ) as head:
+            try:
+                yield f"{address}:{port}"
+            finally:
+                head.send_signal(signal.SIGTERM)
+                head.wait(timeout=60)
+
+
+def watch(nodes: list[tuple[float, int]], ended: threading.Event) -> None:
+    import ray
+
+    while not ended.wait(0.5):
+        nodes.append((time.time(), sum(node["Alive"] for node in ray.nodes()) - 1))
+
+
+def main(folder: Path, model: str) -> None:
+    import ray
+
+    with autoscaling_cluster() as address:
+        for _ in range(100):
+            with contextlib.suppress(ConnectionError, ValueError, RuntimeError):
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+                break
+            time.sleep(0.3)
+        set_up_ray_data()
+        nodes: list[tuple[float, int]] = []
+        ended = threading.Event()
+        thread = threading.Thread(target=watch, args=(nodes, ended), daemon=True)
+        thread.start()
+        given = placed_work(folder, model, ACTORS, latency_s=1.2)
+        result = run_groups(given)
+        most, end = max(count for _, count in nodes), time.monotonic() + 60
+        while nodes[-1][1] > 1 and time.monotonic() < end:
+            time.sleep(0.5)
+        ended.set()
+        thread.join()
+        rated = Counter(given.store.read("ratings", ["conversation_id"])["conversation_id"].to_pylist())
+        print(
+            json.dumps(
+                {
+                    "rated": len(rated),
+                    "most": max(rated.values()),
+                    "counts": result.counts,
+                    "most_nodes": most,
+                    "nodes_at_last": nodes[-1][1],
+                    "rate_by_nodes": rates(batches_of(folder / "notes")),
+                }
+            )
+        )
+        ray.shutdown()
+
+
+def rates(batches: list[tuple[float, str]]) -> dict[int, float]:
+    """Batches a second in the busiest five seconds with so many nodes at work."""
+    best: dict[int, float] = {}
+    for start, _ in batches:
+        inside = [(at, node) for at, node in batches if start <= at < start + 5]
+        count = len({node for _, node in inside})
+        best[count] = max(best.get(count, 0.0), len(inside) / 5)
+    return best
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

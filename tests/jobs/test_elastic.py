@@ -1,0 +1,27 @@
+"""A run on a cluster that grows with it: Ray's autoscaler adds the nodes, the pool of actors takes them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT, run
+
+pytestmark = pytest.mark.slow
+TRIOS = 180
+
+
+def test_actors_and_nodes_follow_the_queue(tmp_path: Path, long_context_model: Path) -> None:
+    rows = [{"prompt": f"What is {n}?", "chosen": f"A number, {n}.", "rejected": "No idea."} for n in range(TRIOS)]
+    (tmp_path / "trios.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    program = Path(__file__).with_name("elastic.py")
+    done = run([sys.executable, str(program), str(tmp_path), str(long_context_model)], PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["rated"], found["most"]) == (2 * TRIOS, 1)
+    assert (found["counts"]["out"], found["counts"]["pending"], found["counts"]["lost"]) == (TRIOS, 0, 0)
+    assert (found["most_nodes"], found["nodes_at_last"]) == (3, 1)
+    rates = found["rate_by_nodes"]
+    assert rates["1"] < rates["2"] < rates["3"]
