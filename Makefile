@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 READY := .venv/.ready
 
-.PHONY: demo test test-fast check bench bench-exact setup clean
+.PHONY: demo test test-fast check bench bench-exact bench-scale bench-chaos setup clean
 
 demo: $(READY)  ## prompts to a reward model and a report, with the bundled models
 	@$(BIN)/python -m jobs.pipeline jobs/configs/laptop
@@ -27,6 +27,12 @@ bench: $(READY)  ## judge calls a second, naive and ours, against the machine's 
 
 bench-exact: $(READY)  ## every engine and layout against one prompt at a time: 40 minutes
 	@$(BIN)/python tests/benchmarks/exact.py
+
+bench-scale: $(READY)  ## 1 to 64 actors that answer after a fixed time, and a million conversations: half an hour
+	@$(BIN)/python tests/benchmarks/scale.py
+
+bench-chaos: $(READY)  ## a driver killed at 20 random moments, and a row that kills among 500: a quarter of an hour
+	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/chaos.py
 
 setup: $(READY)
 

@@ -1,0 +1,98 @@
+"""What a run survives, at length: its driver killed at 20 random moments; a row that kills, among 500.
+
+Run by `make bench-chaos`, which takes a quarter of an hour. Prints a table and writes runs/bench/chaos.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+
+import yaml
+from fragile import RULES, fragile_work
+from rich.console import Console
+from rich.table import Table
+from scale import ray_of
+from support import ROOT, after, all_gone, manifest, rated_once, run, stop, wait_until
+
+from jobs.flow import run_groups
+from ramo_ray.models.resolve import resolve
+
+MODEL = "bundled:smollm2-135m-instruct"
+TRIOS, LATENCY_S, BATCH = 500, 1.2, 4
+LONGEST_S = 30.0
+"""Until a driver is killed, at most: some 8 seconds pass before the first commit."""
+
+
+def kills(moments: int, seed: int) -> dict[str, float]:
+    """Kill a run's driver so many times, then let it end: what became of its conversations."""
+    random = Random(seed)
+    with tempfile.TemporaryDirectory(prefix="ramo-chaos-") as name:
+        folder = Path(name)
+        (folder / "rules.yaml").write_text(yaml.safe_dump({"rules": RULES}))
+        rows = [{"prompt": f"Why {n}?", "chosen": f"As {n} is so.", "rejected": f"Not {n}."} for n in range(TRIOS)]
+        (folder / "trios.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        words = ["judge.engine=scripted", f"judge.scripted.latency_s={LATENCY_S}", f"judge.batch_size={BATCH}"]
+        words += [f"trios={folder / 'trios.jsonl'}", f"rules={folder / 'rules.yaml'}", f"output={folder / 'run'}"]
+        words += ["selection.r=1", "ray.num_cpus=2", "ray.object_store_gib=0.3", "judge.actors.num_cpus=0.5"]
+        words += ["rated=[adapter_train, adapter_test, reward_train, reward_test]"]
+        command = [sys.executable, "-m", "jobs.rate", str(ROOT / "jobs/configs/laptop"), *words]
+        ended = 0
+        for _ in range(moments):
+            status, _, had = stop(command, after(random.uniform(0.5, LONGEST_S)), signal.SIGKILL)
+            ended += status != -signal.SIGKILL
+            wait_until(lambda had=had: all_gone(had), 60)  # type: ignore[misc]
+        parts = len(list((folder / "run/data/ratings").glob("part-*")))
+        done = run(command)
+        assert done.returncode == 0, done.stderr
+        rated, counts = rated_once(folder / "run/data"), manifest(folder / "run")["counts"]
+        assert len(rated) == 2 * TRIOS == counts["conversations"]
+        assert not any(row["error"] for row in rated)
+        return {"kills": moments - ended, "conversations_rated_once": len(rated), "parts_before_the_last": parts}
+
+
+def poison(trios: int) -> dict[str, float]:
+    """Seconds of a run with a row that kills its actor, against one without."""
+    seconds: dict[str, float] = {}
+    for name, poisoned in (("undisturbed", ()), ("with_poison", (trios // 3,))):
+        with tempfile.TemporaryDirectory(prefix="ramo-chaos-") as folder, ray_of(2):
+            work = fragile_work(
+                Path(folder), str(resolve(MODEL)), trios, poisoned=poisoned, block=BATCH, latency_s=LATENCY_S
+            )
+            started = time.perf_counter()
+            result = run_groups(work)
+            seconds[f"seconds_{name}"] = time.perf_counter() - started
+            assert result.counts["out"] == trios - len(poisoned)
+            assert len(result.lost) == len(poisoned)
+    return seconds | {"poison_ratio": seconds["seconds_with_poison"] / seconds["seconds_undisturbed"]}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--output", type=Path, default=ROOT / "runs" / "bench")
+    arguments.add_argument("--moments", type=int, default=20)
+    arguments.add_argument("--trios", type=int, default=TRIOS)
+    arguments.add_argument("--seed", type=int, default=int(time.time()))
+    chosen = arguments.parse_args()
+    measures: dict[str, float] = {"seed": chosen.seed}
+    measures |= poison(chosen.trios)
+    measures |= kills(chosen.moments, chosen.seed)
+    results = Table("measure", "value")
+    for key, value in measures.items():
+        results.add_row(key, f"{value:,.3f}" if isinstance(value, float) else str(value))
+    Console().print(results)
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    machine = {"cores": os.cpu_count()}
+    (chosen.output / "chaos.json").write_text(json.dumps({"machine": machine, "measures": measures}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
