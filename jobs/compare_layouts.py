@@ -106,7 +106,7 @@ def _compare(config: CompareLayoutsConfig, stage: Stage) -> None:
     pool = rule_pool(config, config.selection.r)
     ways = check(config)
     store = PartStore(str(stage.data), TABLES)
-    result = _rate(config, ways, store, pool.texts)
+    result = _rate(config, stage, ways, store, pool.texts)
     counts = stage.counts(rows_in=result.grouped.rows, rows_out=result.counts["out"], other_split=0, bad=result.bad())
     rated = read_ways(store, ways, pool.ids)
     counts |= {"prompts": rated.calls.shape[1], "conversations": len(rated.prompt_of)}
@@ -119,7 +119,9 @@ def _compare(config: CompareLayoutsConfig, stage: Stage) -> None:
     stage.finish(rules=pool.fingerprint)
 
 
-def _rate(config: CompareLayoutsConfig, ways: Sequence[JudgedWay], store: PartStore, rules: Sequence[str]) -> Result:
+def _rate(
+    config: CompareLayoutsConfig, stage: Stage, ways: Sequence[JudgedWay], store: PartStore, rules: Sequence[str]
+) -> Result:
     from jobs.flow import Work, run_groups
     from ramo_ray.pipelines.comparing import rate_ways, way_rows
     from ramo_ray.pipelines.critical import add_relevance
@@ -141,6 +143,7 @@ def _rate(config: CompareLayoutsConfig, ways: Sequence[JudgedWay], store: PartSt
         ),
         convert=way_rows,
         actors=config.judge.actors,
+        tell=stage.tell,
     )
     with ray_session(config.ray):
         grouped = group_source(source, None, [""], store.root)

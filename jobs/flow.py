@@ -113,6 +113,7 @@ def _round(work: Work, grouped: Grouped, counts: Counter[str], overseer: Any, st
     """Go once through all that is pending."""
     import ray
 
+    ray.get(overseer.begin_round.remote())
     store, written = work.store.open(), "groups" if work.goal.member == "prompts" else "rows"
     done = counts["members"] - counts["pending"]
     observer = Observer(
@@ -126,11 +127,11 @@ def _round(work: Work, grouped: Grouped, counts: Counter[str], overseer: Any, st
         stop=stop,
     )
     with progress(work.title, counts["members"], observer.line), observer:
-        groups = work.through(_pending_groups(work, grouped, store), overseer)
+        groups = work.through(_pending_groups(work, grouped, store, overseer), overseer)
         write_groups(groups, store, work.convert, overseer, work.part)
 
 
-def _pending_groups(work: Work, grouped: Grouped, store: PartStore) -> Dataset:
+def _pending_groups(work: Work, grouped: Grouped, store: PartStore, overseer: Any) -> Dataset:
     """Dataset of `groups` that have something left to do, in blocks of `work.block`; one task reads a shard."""
     import ray
 
@@ -139,6 +140,9 @@ def _pending_groups(work: Work, grouped: Grouped, store: PartStore) -> Dataset:
 
     def read(batch: pa.Table) -> Iterator[pa.Table]:
         for row in batch.to_pylist():
+            if ray.get(overseer.is_stopping.remote()):
+                yield table("groups", [])
+                continue
             yield table("groups", pending(grouped.groups(row["shard"]), store, row["parts"], work.goal))
 
     groups = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(

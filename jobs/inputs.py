@@ -139,9 +139,11 @@ def check_judge(judge: JudgeSettings, pool: RulePool) -> CheckedJudge:
     tokenizer = load_tokenizer(path)
     judge = reached(judge, path)
     prompts = JudgePrompts(tokenizer, judge, pool, bare=by_chat(judge))
-    return CheckedJudge(
-        judge, judge_origin(judge, identity(path), tokenizer.chat_template), all(prompts.exact_seam.values())
-    )
+    origin = judge_origin(judge, identity(path), tokenizer.chat_template)
+    if judge.too_long == "truncate_response":
+        # How much of a response is read depends on the longest rule, so a pool may not grow then.
+        origin["rules"] = pool.fingerprint
+    return CheckedJudge(judge, origin, all(prompts.exact_seam.values()))
 
 
 def reached(settings: E, path: Path, *, writes: bool = False) -> E:

@@ -45,6 +45,7 @@ class Observer:
         self.overseer, self.pace, self.demand, self.gauges = overseer, pace, demand, gauges
         self.written, self.before, self.tell, self.stop = written, before, tell, stop
         self.now: Moment | None = None
+        self._fault: Exception | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -55,6 +56,10 @@ class Observer:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+        if self.demand.asks:
+            ask([])
+        if self._fault:
+            raise self._fault
 
     def line(self) -> tuple[float, str]:
         """What is done, and the latest rates in a few words."""
@@ -66,11 +71,13 @@ class Observer:
         ended = False
         while not ended:
             ended = self._ended.wait(TICK_SECONDS)
-            # Whatever ails Ray is raised where the work is done.
-            with contextlib.suppress(ray.exceptions.RayError):
+            try:
                 self._tick()
-        if self.demand.asks:
-            ask([])
+            except (ray.exceptions.RayError, OSError):
+                # Whatever ails Ray is raised where the work is done; a full disk is no reason not to be told to stop.
+                continue
+            except Exception as fault:  # noqa: BLE001 (raised again by who waits for this thread)
+                self._fault = fault
 
     def _tick(self) -> None:
         import ray
@@ -81,9 +88,9 @@ class Observer:
         ray.get(self.overseer.release.remote(), timeout=ANSWER_SECONDS)
         sums: Mapping[str, float] = ray.get(self.overseer.totals.remote(), timeout=ANSWER_SECONDS)
         self.now = self.pace.moment(sums, sums.get(self.written, 0) - self.before, stopping=stopping)
-        self.gauges.tell(done=self.now.done, total=self.now.total, actors=self.now.actors, under_way=sums["under_way"])
         if self.demand.asks:
             ask(self.demand.bundles(self.demand.wanted(int(sums["busy"]))))
+        self.gauges.tell(done=self.now.done, total=self.now.total, actors=self.now.actors, under_way=sums["under_way"])
         if self.tell:
             self.tell(self.now)
 

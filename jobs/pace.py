@@ -68,7 +68,7 @@ class Pace:
             total=self.total,
             rows_per_second=round(rates["written"], 4),
             calls_per_second=round(rates["calls"], 4),
-            cached_share=round(1 - sums.get("computed", 0) / tokens, 4) if tokens else 0.0,
+            cached_share=round(max(0.0, 1 - sums.get("computed", 0) / tokens), 4) if tokens else 0.0,
             actors=int(sums.get("actors", 0)),
             eta_seconds=round((self.total - done) / rates["written"], 1) if rates["written"] else None,
             cost=round(sums.get("actor_seconds", 0) / 3600 * self.price + sums.get("cost", 0), 4),

@@ -24,7 +24,7 @@ from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines.fitting import fit_or_cut
 from ramo_ray.pipelines.grouping import make_group
-from ramo_ray.pipelines.prompts import JudgePrompts
+from ramo_ray.pipelines.prompts import JudgePrompts, by_chat
 from ramo_ray.pipelines.reading import count_rows
 from ramo_ray.pipelines.sources import Source, read_rows
 from ramo_ray.settings import JudgeSettings
@@ -85,7 +85,7 @@ def make_plan(source: Path, overrides: Sequence[str], measured: str, sample: int
     Raises:
         ConfigError: the folder holds no measured rate.
     """
-    config = load(RateConfig, source, overrides)
+    config = load(RateConfig, source, [w for w in overrides if not w.startswith("selection.")])
     pool, judge = rule_pool(config, 1), check_judge(config.judge, rule_pool(config, 1)).settings
     opened = open_source(config)
     groups, size = _size(opened)
@@ -94,7 +94,7 @@ def make_plan(source: Path, overrides: Sequence[str], measured: str, sample: int
     r = load(LabelConfig, source, [w for w in overrides if not w.startswith("rated=")]).selection.r
     chosen = [groups[i] for i in np.linspace(0, len(groups) - 1, min(sample, len(groups))).astype(int)]
     path = resolve(judge.model, judge.revision)
-    prompts = JudgePrompts(load_tokenizer(path), judge, pool)
+    prompts = JudgePrompts(load_tokenizer(path), judge, pool, bare=by_chat(judge))
     every, some = range(len(pool)), np.linspace(0, len(pool) - 1, r).astype(int).tolist()
     asked = [_asked(prompts, judge, chosen, rules) for rules in (every, some)]
     rate = _from_run(config, measured) if measured else _measure(judge, path, prompts, asked[0])
@@ -103,7 +103,7 @@ def make_plan(source: Path, overrides: Sequence[str], measured: str, sample: int
         _cost(judge, rate, calls, size.conversations if rules is every else 2 * size.trios, batches, per_conversation)
         for rules, calls, batches in (
             (every, size.conversations * len(pool), asked[0]),
-            (some, 2 * size.trios * r, asked[1]),
+            (some, min(2 * size.trios * r, size.conversations * len(pool)), asked[1]),
         )
     ]
     return Plan(size, rate, judge.actors.max, *costs)
@@ -147,6 +147,8 @@ def _measure(judge: JudgeSettings, path: Path, prompts: JudgePrompts, batches: S
         engine.label_logprobs(batch, prompts.labels)
     seconds, computed = time.perf_counter() - started, engine.computed - before
     engine.close()
+    if not computed:
+        raise ConfigError("nothing could be measured here: name a run with --measured.")
     return Rate(computed / seconds, f"here, on {sum(map(len, fitting)):,} calls")
 
 

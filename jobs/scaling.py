@@ -33,9 +33,9 @@ class Demand:
 
     def bundles(self, wanted: int) -> list[dict[str, int]]:
         """What so many actors take, as the autoscaler wants it: in whole CPUs and GPUs, small actors together."""
-        most = max(self.actors.num_cpus, self.actors.num_gpus)
-        together = max(1, math.floor(1 / most))
-        amounts = {"CPU": math.ceil(self.actors.num_cpus), "GPU": math.ceil(self.actors.num_gpus)}
+        cpus, gpus = self.actors.num_cpus, self.actors.num_gpus
+        together = max(1, math.floor(1 / (gpus or cpus)))
+        amounts = {"CPU": math.ceil(together * cpus), "GPU": math.ceil(together * gpus)}
         return [{name: amount for name, amount in amounts.items() if amount}] * math.ceil(wanted / together)
 
 

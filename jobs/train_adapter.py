@@ -123,7 +123,9 @@ def _select(config: TrainAdapterConfig, stage: Stage, store: PartStore, pool: Ru
     from ramo_ray.pipelines.progress import Goal
 
     ratings = earlier(config, "ratings", config.ratings, config.run, "rate/data/ratings")
-    stage.update(ratings_fingerprint=critical.ratings_fingerprint(str(ratings)))
+    judged_by = critical.ratings_fingerprint(str(ratings))
+    stage.claim(store, {"ratings": judged_by, "rules": pool.fingerprint})
+    stage.update(ratings_fingerprint=judged_by)
     block = config.embedder.batch_size
     return run_groups(
         Work(
@@ -140,6 +142,7 @@ def _select(config: TrainAdapterConfig, stage: Stage, store: PartStore, pool: Ru
             ),
             convert=partial(critical.critical_rows, selection=config.selection),
             actors=config.embedder.actors,
+            tell=stage.tell,
         )
     )
 

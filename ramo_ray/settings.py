@@ -70,6 +70,8 @@ class ActorSettings(Config):
     def _ordered(self) -> ActorSettings:
         if self.min > self.max:
             raise ValueError(f"min ({self.min}) exceeds max ({self.max}); raise max or lower min.")
+        if self.kinds and sum(kind.max for kind in self.kinds) < self.max:
+            raise ValueError(f"the kinds allow fewer actors than max ({self.max}); raise a kind's max or lower max.")
         return self
 
 

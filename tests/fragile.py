@@ -73,7 +73,7 @@ def fragile_work(
             fn_constructor_kwargs={**given, "overseer": overseer},
             batch_format="pyarrow",
             batch_size=block,
-            **pool_options(actors),
+            **pool_options(actors, overseer),
         )
 
     return Work(

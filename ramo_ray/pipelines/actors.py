@@ -10,15 +10,16 @@ from ramo_ray.settings import ActorKind, ActorSettings
 
 IN_FLIGHT = 2
 """Batches queued or running at an actor. The next is ready when one ends, and Ray Data grows a pool only above 1.75."""
-FOR_EVER = -1
-"""Restarts, and repeats of a batch, as Ray counts them. It is the overseer that bounds both, by what they lead to: over
-days any fixed number would be reached."""
+FOR_EVER, SOME = -1, 3
+"""Restarts, and repeats of a batch, as Ray counts them. Of a watched pool it is the overseer that bounds both, by what
+they lead to: over days any fixed number would be reached."""
 
 
-def pool_options(actors: ActorSettings) -> dict[str, Any]:
-    """Arguments of `map_batches` for an autoscaling pool of these actors, whose class keeps a `Watched`."""
+def pool_options(actors: ActorSettings, overseer: Any = None) -> dict[str, Any]:
+    """Arguments of `map_batches` for an autoscaling pool of these actors, which keep a `Watched` if there is one."""
     import ray
 
+    bound = SOME if overseer is None else FOR_EVER
     chosen = {"ray_remote_args_fn": KindChooser(actors)} if actors.kinds else {}
     return {
         **chosen,
@@ -27,8 +28,8 @@ def pool_options(actors: ActorSettings) -> dict[str, Any]:
         ),
         "num_cpus": actors.num_cpus,
         "num_gpus": actors.num_gpus,
-        "max_restarts": FOR_EVER,
-        "max_task_retries": FOR_EVER,
+        "max_restarts": bound,
+        "max_task_retries": bound,
     }
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 
@@ -60,7 +59,7 @@ def rate_ways(groups: Dataset, ways: Sequence[JudgedWay], rules: Sequence[str], 
         fn_constructor_kwargs={"ways": plain, "rules": list(rules), "overseer": overseer},
         batch_format="pyarrow",
         batch_size=judge.batch_size,
-        **pool_options(judge.actors),
+        **pool_options(judge.actors, overseer),
     )
 
 
@@ -100,11 +99,15 @@ class WaysJudge:
         return table("rated_ways", groups)
 
     def _warm_up(self) -> None:
+        # It tells this batch from those of other actors that warm up, and is that of a predecessor that died so.
+        identifier = f"warm-up of {self.judges[0][1].watched.actor}"
         probe = {
             "prompt": [{"role": "user", "content": "How do I boil an egg?"}],
-            # Its id tells its batch from those of other actors that warm up.
             "conversations": [
-                {"conversation_id": uuid4().hex, "response": "Put it into boiling water for eight minutes."}
+                {
+                    "conversation_id": identifier,
+                    "response": "Put it into boiling water for eight minutes.",
+                }
             ],
             "trios": [{"a": 0, "b": 0, "rule_ids": self.rule_ids[:WARM_RULES]}],
             "calls": 0,

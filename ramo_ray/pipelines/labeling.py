@@ -43,7 +43,7 @@ def pick_rules(
         },
         batch_format="pyarrow",
         batch_size=adapter.batch_size,
-        **pool_options(adapter.actors),
+        **pool_options(adapter.actors, overseer),
     )
 
 
@@ -53,7 +53,7 @@ class RulePicker:
     def __init__(
         self, settings: Mapping[str, Any], model: str, rule_ids: Sequence[str], r: int, overseer: Any = None
     ) -> None:
-        self.watched = Watched(overseer)
+        self.watched = Watched(overseer, aside=True)
         adapter = AdapterSettings.model_validate(settings)
         path = Path(model)
         self.tokenizer = load_tokenizer(path)
@@ -64,6 +64,8 @@ class RulePicker:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         groups, started = batch.to_pylist(), time.perf_counter()
+        if self.watched.stopping:
+            return table("groups", [group | {"postponed": True} for group in groups])
         texts = [(trio, self._token_ids(group, trio)) for group in groups for trio in group["trios"]]
         for trio, ids in texts:
             trio["error"] = self._fault(ids)

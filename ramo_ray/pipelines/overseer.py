@@ -106,6 +106,7 @@ class Overseer:
         self.draining: frozenset[str] = frozenset()
         self.looked = -math.inf
         self.seen: dict[str, float] = {}
+        self.aside: set[str] = set()
         self.homes: dict[str, tuple[str, Any]] = {}
         self.moved, self.released = time.monotonic(), 0
         self.actor_seconds, self.counted = 0.0, time.monotonic()
@@ -117,8 +118,8 @@ class Overseer:
     def totals(self) -> dict[str, float]:
         """The sums by name; the `actors` there are, those `busy`, their `actor_seconds`, batches `under_way`."""
         now = time.monotonic()
-        busy = {batch.actor for batch in self.batches.values()}
-        alive = {actor for actor, last in self.seen.items() if now - last < IDLE_SECONDS} | busy
+        busy = {batch.actor for batch in self.batches.values()} - self.aside
+        alive = ({actor for actor, last in self.seen.items() if now - last < IDLE_SECONDS} | busy) - self.aside
         self.actor_seconds += len(alive) * (now - self.counted)
         self.counted = now
         own = {"actors": len(alive), "busy": len(busy), "actor_seconds": self.actor_seconds}
@@ -128,13 +129,25 @@ class Overseer:
         """Let no batch begin any more; those under way end."""
         self.stopping = True
 
+    def is_stopping(self) -> bool:
+        """Whether no batch shall begin any more."""
+        return self.stopping
+
+    def begin_round(self) -> None:
+        """Forget the actors of an earlier round, and what they had under way; sums and lost rows stay."""
+        self.batches.clear()
+        self.starting.clear()
+        self.seen.clear()
+        self.homes.clear()
+        self.deaths_in_a_row, self.moved = 0, time.monotonic()
+
     def release(self) -> int:
         """Give up actors whose node is gone and who find no other, once nothing else moves; how many were, so far.
 
         Ray keeps their batches for them. Without them the batches fail, the round with them, and another begins.
         """
         waiting = time.monotonic() - self.moved
-        if waiting < HOMELESS_SECONDS or self.stopping:
+        if waiting < HOMELESS_SECONDS:
             return self.released
         nodes = _nodes()
         homeless = {actor for actor, (node, _) in self.homes.items() if node not in nodes}
@@ -146,12 +159,14 @@ class Overseer:
             self.released += len(homeless)
         return self.released
 
-    def starts(self, actor: str, node: str, handle: Any) -> None:
-        """An actor begins to load its model.
+    def starts(self, actor: str, node: str, handle: Any, *, aside: bool = False) -> None:
+        """An actor begins to load its model; one `aside` belongs to another pool than the one that sets the pace.
 
         Raises:
             EngineError: it died doing so, `STARTS` times in a row.
         """
+        if aside:
+            self.aside.add(actor)
         self._moves(actor)
         self.homes[actor] = (node, handle)
         self.starting[actor] += 1
@@ -185,6 +200,7 @@ class Overseer:
             todo = batch.todo(retried=False)
             batch.trying = batch.pieces[0] if batch.pieces else None
             return todo
+        known.actor = actor
         self.deaths_in_a_row += 1
         if self.deaths_in_a_row > PATIENCE + TRIES * len(self.batches):
             raise EngineError(
@@ -231,21 +247,27 @@ class Overseer:
 class Watched:
     """An actor's side of the overseer. Without one (`overseer` is None) its work is simply done.
 
-    `way` tells batches of the same rows apart that one actor works on in several ways.
+    `way` tells batches of the same rows apart that one actor works on in several ways; an actor `aside` is of another
+    pool than the one that sets the pace.
     """
 
-    def __init__(self, overseer: Any = None, way: str = "") -> None:
-        self.overseer, self.way = overseer, way
+    def __init__(self, overseer: Any = None, way: str = "", *, aside: bool = False) -> None:
+        self.overseer, self.way, self.actor = overseer, way, ""
         self.close: Callable[[], None] | None = None
         if overseer is not None:
-            self._actor, self._node, handle = _own_place()
-            _ask(overseer.starts, self._actor, self._node, handle)
+            self.actor, self._node, handle = _own_place()
+            _ask(overseer.starts, self.actor, self._node, handle, aside=aside)
 
     def ready(self, close: Callable[[], None] | None = None) -> None:
         """Say that the model is loaded; `close` ends what it has started beside this process."""
         self.close = close
         if self.overseer is not None:
-            self.overseer.has_started.remote(self._actor)
+            self.overseer.has_started.remote(self.actor)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run is to end, so that nothing needs to be prepared any more."""
+        return self.overseer is not None and bool(_ask(self.overseer.is_stopping))
 
     def report(self, **amounts: float) -> None:
         """Add to the overseer's sums."""
@@ -262,7 +284,7 @@ class Watched:
         if self.overseer is None or not ids:
             return work(range(len(ids)))
         key = content_hash("batch", self.way, list(ids))
-        todo: Todo | None = _ask(self.overseer.begin, key, len(ids), self._actor, self._node)
+        todo: Todo | None = _ask(self.overseer.begin, key, len(ids), self.actor, self._node)
         if todo is None:
             return None
         if todo.elsewhere:
@@ -281,10 +303,10 @@ class Watched:
         return [found[place] for place in range(len(ids))]
 
 
-def _ask(method: Any, *arguments: Any) -> Any:
+def _ask(method: Any, *arguments: Any, **named: Any) -> Any:
     import ray
 
-    return ray.get(method.remote(*arguments))
+    return ray.get(method.remote(*arguments, **named))
 
 
 def _own_place() -> tuple[str, str, Any]:

@@ -65,7 +65,7 @@ def rate(groups: Dataset, judge: JudgeSettings, rules: Sequence[str], asked: Ask
         },
         batch_format="pyarrow",
         batch_size=judge.batch_size,
-        **pool_options(judge.actors),
+        **pool_options(judge.actors, overseer),
     )
 
 
@@ -95,6 +95,8 @@ class RuleJudge:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         groups = batch.to_pylist()
+        if self.watched.stopping:
+            return table("groups", [group | {"postponed": True} for group in groups])
         started = time.perf_counter()
         jobs = [(group, place, asked) for group in groups for place, asked in enumerate(self._asked(group)) if asked]
         for group in groups:

@@ -33,7 +33,7 @@ def generate(groups: Dataset, generators: Sequence[GeneratorSettings], overseer:
             fn_constructor_kwargs={"generators": [g.model_dump(mode="json") for g in members], "overseer": overseer},
             batch_format="pyarrow",
             batch_size=members[0].batch_size,
-            **pool_options(members[0].actors),
+            **pool_options(members[0].actors, overseer),
         )
     return groups
 

@@ -114,11 +114,15 @@ class PartStore(NamedTuple):
         files, base = filesystem(self.root)
         for name in self.names:
             files.create_dir(f"{base}/{name}", recursive=True)
-        committed = {os.path.basename(path) for path in self.files(self.names[-1])}
+        committed = self._committed()
         for name in self.names:
             for path in self._listed(name):
                 if os.path.basename(path) not in committed:
                     files.delete_file(path)
+
+    def _committed(self) -> set[str]:
+        """Names of the parts that are whole: in every table, as a late writer's first files may have been cleared."""
+        return set.intersection(*({os.path.basename(path) for path in self.files(name)} for name in self.names))
 
     def _latest_round(self) -> str:
         files, base = filesystem(self.root)
@@ -163,22 +167,34 @@ class PartStore(NamedTuple):
     def by_shard(self) -> dict[int, list[str]]:
         """The names of all committed parts, by shard."""
         found: defaultdict[int, list[str]] = defaultdict(list)
-        for path in self.files(self.names[-1]):
-            name = os.path.basename(path)
+        for name in sorted(self._committed()):
             found[int(name.split("-")[1])].append(name)
         return dict(found)
 
-    def write_part(self, tables: Tables, statistics: Mapping[str, float], shard: int = 0) -> None:
-        """Write one part. Its name is a hash of its rows' ids, so that a task that runs again writes the same files.
+    def write_part(
+        self, tables: Tables, statistics: Mapping[str, float], shard: int = 0, of: Sequence[str] = ()
+    ) -> None:
+        """Write one part. Its name is a hash of what it is of, so that a task that runs again writes the same files.
+
+        Args:
+            tables: rows by table.
+            statistics: what they cost.
+            shard: where they belong.
+            of: ids of the groups that the part holds, which stay the same when a judge answers otherwise the second
+                time; by default the ids of its rows.
 
         Raises:
             RamoError: another round has begun.
         """
         files, base = filesystem(self.root)
         built = {name: table(name, tables[name]) for name in self.names}
-        file = f"{_prefix(shard)}{self.round}-{content_hash([_ids(part) for part in built.values()])}.parquet"
+        file = (
+            f"{_prefix(shard)}{self.round}-{content_hash(list(of) or [_ids(part) for part in built.values()])}.parquet"
+        )
         self._require_round()
         for name in self.names:
+            if name == self.names[-1]:
+                self._require_round()
             metadata = {STATISTICS: json.dumps(dict(statistics)).encode()} if name == self.names[-1] else None
             write_table(files, f"{base}/{name}/{file}", built[name].replace_schema_metadata(metadata))
 
@@ -298,7 +314,7 @@ def write_blocks(blocks: Iterable[Any], store: PartStore, convert: Convert) -> d
                 tables[name] += rows
             statistics.update({key: group[key] for key in COSTS if group[key] is not None})
         statistics.update(_counted(tables))
-        store.write_part(tables, statistics, shard)
+        store.write_part(tables, statistics, shard, sorted(group["prompt_id"] for group in listed))
         written.update(groups=len(listed), rows=len(tables[store.names[-1]]))
     return dict(written)
 

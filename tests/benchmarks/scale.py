@@ -111,7 +111,7 @@ def work(folder: Path, settings: JudgeSettings, part: int) -> Work:
             fn_constructor_kwargs={"settings": settings.model_dump(mode="json"), "overseer": overseer},
             batch_format="pyarrow",
             batch_size=settings.batch_size,
-            **pool_options(settings.actors),
+            **pool_options(settings.actors, overseer),
         )
 
     return Work(

@@ -77,7 +77,7 @@ def placed_work(folder: Path, model: str, actors: dict[str, Any], latency_s: flo
             fn_constructor_kwargs=given,
             batch_format="pyarrow",
             batch_size=settings.batch_size,
-            **pool_options(settings.actors),
+            **pool_options(settings.actors, overseer),
         )
 
     return Work(

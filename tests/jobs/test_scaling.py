@@ -36,7 +36,7 @@ def test_never_fewer_than_the_least_nor_more_than_the_most(busy: list[int], leas
         (ActorSettings(num_cpus=1.5), [{"CPU": 2}] * 5),
         (ActorSettings(num_cpus=1, num_gpus=1), [{"CPU": 1, "GPU": 1}] * 5),
         (ActorSettings(num_cpus=0.25), [{"CPU": 1}] * 2),
-        (ActorSettings(num_cpus=4, num_gpus=0.5), [{"CPU": 4, "GPU": 1}] * 5),
+        (ActorSettings(num_cpus=4, num_gpus=0.5), [{"CPU": 8, "GPU": 1}] * 3),
     ],
 )
 def test_bundles_are_whole(actors: ActorSettings, bundles: list[dict[str, int]]) -> None:

@@ -32,7 +32,7 @@ class Handle:
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overseer, "_ask", lambda method, *arguments: method.remote(*arguments))
+    monkeypatch.setattr(overseer, "_ask", lambda method, *given, **named: method.remote(*given, **named))
     monkeypatch.setattr(overseer, "_own_place", lambda: ("actor", "node", None))
     monkeypatch.setattr(overseer, "_draining_nodes", frozenset)
 
@@ -195,7 +195,7 @@ def test_sums_are_kept_by_name() -> None:
     Watched(handle).report(calls=3)
     found = handle.own.totals()
     assert found.pop("actor_seconds") >= 0
-    assert found == {"calls": 5, "seconds": 0.5, "actors": 1, "under_way": 0}
+    assert found == {"calls": 5, "seconds": 0.5, "actors": 1, "busy": 0, "under_way": 0}
 
 
 def test_actors_count_while_they_work_and_a_while_longer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,12 +206,12 @@ def test_actors_count_while_they_work_and_a_while_longer(monkeypatch: pytest.Mon
     own.begin("b", 1, "two", "node")
     own.end("b")
     clock[0] = 100
-    assert own.totals() == {"actors": 2, "actor_seconds": 200, "under_way": 1}
+    assert own.totals() == {"actors": 2, "busy": 1, "actor_seconds": 200, "under_way": 1}
     clock[0] = 200
-    assert own.totals() == {"actors": 1, "actor_seconds": 300, "under_way": 1}
+    assert own.totals() == {"actors": 1, "busy": 1, "actor_seconds": 300, "under_way": 1}
     own.end("a")
     clock[0] = 400
-    assert own.totals() == {"actors": 0, "actor_seconds": 300, "under_way": 0}
+    assert own.totals() == {"actors": 0, "busy": 0, "actor_seconds": 300, "under_way": 0}
 
 
 def test_on_a_node_that_is_to_go_nothing_begins_and_nothing_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,3 +266,30 @@ def test_actors_without_a_node_are_given_up_when_nothing_else_moves(monkeypatch:
     assert own.begin("batch of homeless", 1, "well", "up") == ([[0]], {}, {}, False, False)
     clock[0] += 10 * HOMELESS_SECONDS
     assert own.release() == 1
+
+
+def test_a_stop_does_not_keep_the_homeless_and_a_new_round_forgets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, given_up, clock = Overseer(), [], [1000.0]
+    monkeypatch.setattr(overseer, "_nodes", set)
+    monkeypatch.setattr(overseer, "_give_up", given_up.append)
+    monkeypatch.setattr(overseer.time, "monotonic", lambda: clock[0])
+    own.starts("homeless", "gone", "its handle")
+    own.begin("batch", 1, "homeless", "gone")
+    own.stop()
+    clock[0] += 2 * HOMELESS_SECONDS
+    assert own.release() == 1
+    assert given_up == ["its handle"]
+    own.starts("another", "gone", "its handle")
+    own.begin_round()
+    clock[0] += 2 * HOMELESS_SECONDS
+    assert own.release() == 1
+    assert own.is_stopping()
+
+
+def test_a_pool_aside_is_watched_but_sets_no_pace() -> None:
+    own = Overseer()
+    for actor, aside in (("judge", False), ("picker", True)):
+        own.starts(actor, "node", None, aside=aside)
+        own.begin(f"batch of {actor}", 1, actor, "node")
+    found = own.totals()
+    assert (found["actors"], found["busy"], found["under_way"]) == (1, 1, 2)
