@@ -64,6 +64,8 @@ def _check_disjoint(config: LabelConfig) -> None:
 def main(config: LabelConfig) -> list[str]:
     """Label trios by the rules that the adapter picks: 2 · r judge calls a trio."""
     with open_stage(config) as stage:
+        if stage.gave_up_too_early(config.judge.max_tries):
+            stage.reopen()
         if not stage.finished:
             _label(config, stage)
         counts, judge, savings = (stage.manifest[key] for key in ("counts", "judge", "savings"))
@@ -143,6 +145,7 @@ def _label(config: LabelConfig, stage: Stage) -> None:
         bad=result.bad(),
     )
     counts |= {
+        "given_up": result.counts["lost"],
         "ties": int(sums["tie=True"]),
         "truncated": int(sums["truncated=True"]),
         "chosen_a": int(sums["chosen_is=a"]),
@@ -155,6 +158,7 @@ def _label(config: LabelConfig, stage: Stage) -> None:
         savings=_savings(config, totals, result.counts["out"], grouped, len(pool)),
         fingerprint=label_fingerprint,
         judge_fingerprint=judge.fingerprint,
+        max_tries=config.judge.max_tries,
         adapter=adapter_identity,
         rules=pool.fingerprint,
     )

@@ -17,6 +17,9 @@ TICK_SECONDS = 1.0
 ANSWER_SECONDS = 10.0
 """An overseer that takes longer is asked again at the next tick: the display is not worth a run."""
 
+ASKED = threading.Event()
+"""Set when this process was asked to end (SIGTERM) while a stage went through its groups, also in its last batch."""
+
 
 class Observer:
     """A thread beside a round of a run.
@@ -98,16 +101,16 @@ class Observer:
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[threading.Event]:
     """Set an event at SIGTERM instead of ending; elsewhere than in the main thread signals stay as they are."""
-    asked = threading.Event()
+    ASKED.clear()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield ASKED
         return
 
     def ask(_: int, __: FrameType | None) -> None:
-        asked.set()
+        ASKED.set()
 
     before = signal.signal(signal.SIGTERM, ask)
     try:
-        yield asked
+        yield ASKED
     finally:
         signal.signal(signal.SIGTERM, before)

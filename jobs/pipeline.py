@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.display import console, heading
+from jobs.observer import ASKED
 from jobs.overview import show_status
 from jobs.session import ray_session
 from jobs.stage import Stage, StageConfig, locate
 from ramo_ray.config import finish_with, keys_for, load_values, merge, parse_overrides, read_yaml, validate
-from ramo_ray.errors import ConfigError, TooManyBadRowsError
+from ramo_ray.errors import ConfigError, StoppedError, TooManyBadRowsError
 from ramo_ray.settings import CommonSettings
 
 STAGES = ("generate_responses", "rate", "train_adapter", "label", "train_reward", "evaluate_reward")
@@ -94,6 +95,8 @@ def run_pipeline(stages: Sequence[Planned]) -> None:
             except TooManyBadRowsError as error:
                 console.print(f"{stage.name}: {error}", style="yellow", markup=False)
                 too_many = error
+            if ASKED.is_set() and stage is not stages[-1]:
+                raise StoppedError(f"stopped as asked, after {stage.name}; run the same command again to continue.")
     from jobs.reporting import write_report
 
     heading("Report")

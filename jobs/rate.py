@@ -62,11 +62,8 @@ def main(config: RateConfig) -> list[str]:
 
 def _has_more(config: RateConfig, stage: Stage) -> bool:
     """Whether a finished run's pool has changed since, or rows that it gave up may be tried more often now."""
-    tried = stage.manifest.get("max_tries", config.judge.max_tries)
-    given_up = stage.manifest.get("counts", {}).get("given_up", 0)
-    return bool(
-        stage.manifest.get("rules") != rule_pool(config, 1).fingerprint or (given_up and config.judge.max_tries > tried)
-    )
+    grown = stage.manifest.get("rules") != rule_pool(config, 1).fingerprint
+    return grown or stage.gave_up_too_early(config.judge.max_tries)
 
 
 def _rate(config: RateConfig, stage: Stage) -> None:

@@ -141,7 +141,7 @@ class Stage:
             )
         values = self.config.model_dump(mode="json")
         before = read_json(self.folder / "config.json")
-        if before and self._is_later(before.get("generation", 1)):
+        if before and self._is_another(before.get("generation", 1)):
             # Whatever the earlier one was made with stays with it.
             self.manifest, before = {}, {}
         changed = list(differences(before, values)) if before else []
@@ -159,12 +159,13 @@ class Stage:
             write_json(self.folder / "config.json", values)
             self.update(job=self.config.job, status="running", started=_now(), versions=_versions())
 
-    def _is_later(self, before: int) -> bool:
-        if self.generation < before:
+    def _is_another(self, before: int) -> bool:
+        if self.generation < before and any((self.folder / _data(before)).rglob("*.parquet")):
             raise ConfigError(
                 f"`generation` = {self.generation}, but {self.folder} is at {before}: give that, or more."
             )
-        return self.generation > before
+        # One that was begun by mistake, and has nothing yet, may be left again.
+        return self.generation != before
 
     def _or_generation(self) -> str:
         return f"or generation={self.generation + 1} to begin anew beside it, " if self._has_generations else ""
@@ -184,6 +185,11 @@ class Stage:
                 f"{self.data} holds results of another origin: {'; '.join(changed)}. Give another `output`, "
                 f"{self._or_generation()}or set it back."
             )
+
+    def gave_up_too_early(self, max_tries: int) -> bool:
+        """Whether a finished run gave up rows that may be tried more often now."""
+        given_up = self.manifest.get("counts", {}).get("given_up", 0)
+        return bool(given_up and max_tries > self.manifest.get("max_tries", max_tries))
 
     def reopen(self) -> None:
         """Take a finished run up again: something more is to be done."""

@@ -16,7 +16,7 @@ from support import Setup, manifest
 from jobs.rate import RateConfig, main
 from jobs.stage import data_folder
 from ramo_ray.config import load
-from ramo_ray.errors import ConfigError, FingerprintError
+from ramo_ray.errors import ConfigError, FingerprintError, ModelError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 SPLIT = "rated=[adapter_train, adapter_test, reward_train, reward_test]"
@@ -75,6 +75,10 @@ def test_another_layout_is_refused_by_name_or_kept_apart(setup: Setup) -> None:
         rate(setup, "judge.layout=paper")
     assert manifest(setup.output)["status"] == "finished"
     before = cells(setup.output / "data/ratings")
+    # One that does not get as far as its first result may be left again.
+    with pytest.raises(ModelError):
+        rate(setup, "judge.model=/nowhere", "generation=2")
+    assert rate(setup)["judge"]["calls"] == CONVERSATIONS * RULES
 
     apart = rate(setup, "judge.layout=paper", "generation=2")
     assert apart["judge"]["calls"] == CONVERSATIONS * RULES
