@@ -12,6 +12,7 @@ from jobs.observer import Observer, asked_to_stop
 from jobs.pace import Moment, Pace
 from jobs.scaling import Demand
 from ramo_ray.errors import StoppedError
+from ramo_ray.pipelines.actors import SMALL, in_blocks
 from ramo_ray.pipelines.grouping import group_source
 from ramo_ray.pipelines.overseer import Overseer
 from ramo_ray.pipelines.progress import Account, Goal, account, pending
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
-SMALL = {"num_cpus": 0.1}
-"""What tasks take that mostly wait for files."""
 READERS = 8
 """Tasks that read shards at a time. What they may take at most, Ray Data leaves to the pools."""
 ACCOUNTED = 64
@@ -148,14 +147,7 @@ def _pending_groups(work: Work, grouped: Grouped, store: PartStore, overseer: An
     groups = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         read, batch_size=1, batch_format="pyarrow", compute=ray.data.TaskPoolStrategy(size=READERS), **SMALL
     )
-    # A block is what an actor takes at a time: a shard in one piece would be one actor's work, and one part.
-    blocks = groups.repartition(target_num_rows_per_block=work.block)
-    # The call takes no resources, and a whole CPU that it would take is never free where the actors hold them. With
-    # those of the reading, Ray Data also makes one task of both.
-    cutting = blocks._logical_plan.dag
-    cutting.ray_remote_args.update(SMALL)
-    cutting.compute.size = READERS
-    return blocks
+    return in_blocks(groups, work.block, READERS)
 
 
 def _account(work: Work, grouped: Grouped) -> tuple[Counter[str], list[dict[str, Any]]]:

@@ -106,10 +106,10 @@ def asked_to_stop() -> Iterator[threading.Event]:
         yield ASKED
         return
 
-    def ask(_: int, __: FrameType | None) -> None:
+    def note(_: int, __: FrameType | None) -> None:
         ASKED.set()
 
-    before = signal.signal(signal.SIGTERM, ask)
+    before = signal.signal(signal.SIGTERM, note)
     try:
         yield ASKED
     finally:

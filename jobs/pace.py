@@ -55,8 +55,8 @@ class Pace:
         self.past.append((now, {**sums, "written": written}))
         while len(self.past) > 2 and now - self.past[1][0] >= WINDOW_SECONDS:
             self.past.popleft()
-        (began, first), seconds = self.past[0], now - self.past[0][0]
-        del began
+        began, first = self.past[0]
+        seconds = now - began
         rates = {
             key: (self.past[-1][1].get(key, 0) - first.get(key, 0)) / seconds if seconds else 0.0
             for key in ("written", "calls")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ramo_ray.engines.base import Engine, Usage
 from ramo_ray.settings import ActorKind, ActorSettings
 
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+SMALL = {"num_cpus": 0.1}
+"""What tasks take that mostly wait for files, or only cut blocks."""
 IN_FLIGHT = 2
 """Batches queued or running at an actor. The next is ready when one ends, and Ray Data grows a pool only above 1.75."""
 FOR_EVER, SOME = -1, 3
@@ -31,6 +36,19 @@ def pool_options(actors: ActorSettings, overseer: Any = None) -> dict[str, Any]:
         "max_restarts": bound,
         "max_task_retries": bound,
     }
+
+
+def in_blocks(groups: Dataset, rows: int, tasks: int | None = None) -> Dataset:
+    """Cut or join blocks to so many groups: a block is what an actor takes at a time, and what is committed.
+
+    `repartition` takes no resources, and the whole CPU a task that it would take is never free where actors hold them
+    all. With those, and the most `tasks` at a time, of a stage before it, Ray Data makes one stage of both.
+    """
+    blocks = groups.repartition(target_num_rows_per_block=rows)
+    cutting = blocks._logical_plan.dag
+    cutting.ray_remote_args.update(SMALL)
+    cutting.compute.size = tasks
+    return blocks
 
 
 class KindChooser:

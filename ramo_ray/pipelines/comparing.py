@@ -13,7 +13,7 @@ import numpy as np
 
 from ramo_ray.core.comparison import RatedWays
 from ramo_ray.errors import SourceError
-from ramo_ray.pipelines.actors import Bill, pool_options
+from ramo_ray.pipelines.actors import Bill, in_blocks, pool_options
 from ramo_ray.pipelines.rating import RuleJudge, rating_rows
 from ramo_ray.pipelines.tables import table
 from ramo_ray.settings import JudgeSettings
@@ -53,8 +53,7 @@ def rate_ways(groups: Dataset, ways: Sequence[JudgedWay], rules: Sequence[str], 
     judge = ways[0].judge
     plain = [(way.name, way.judge.model_dump(mode="json"), way.fingerprint) for way in ways]
     # What comes before may have joined groups; each block is committed when all ways have rated it.
-    blocks = groups.repartition(target_num_rows_per_block=judge.batch_size)
-    return blocks.map_batches(
+    return in_blocks(groups, judge.batch_size).map_batches(
         WaysJudge,
         fn_constructor_kwargs={"ways": plain, "rules": list(rules), "overseer": overseer},
         batch_format="pyarrow",

@@ -17,7 +17,7 @@ from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines.actors import pool_options
 from ramo_ray.pipelines.overseer import Lost, Watched
 from ramo_ray.pipelines.rating import Fault, rating_rows
-from ramo_ray.pipelines.tables import table
+from ramo_ray.pipelines.tables import postponed, table
 from ramo_ray.settings import AdapterSettings
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class RulePicker:
     def __call__(self, batch: pa.Table) -> pa.Table:
         groups, started = batch.to_pylist(), time.perf_counter()
         if self.watched.stopping:
-            return table("groups", [group | {"postponed": True} for group in groups])
+            return postponed(groups)
         texts = [(trio, self._token_ids(group, trio)) for group in groups for trio in group["trios"]]
         for trio, ids in texts:
             trio["error"] = self._fault(ids)
@@ -75,7 +75,7 @@ class RulePicker:
             lambda places: self._picked([fitting[place][1] for place in places]),
         )
         if picked is None:
-            return table("groups", [group | {"postponed": True} for group in groups])
+            return postponed(groups)
         for (trio, _), rules in zip(fitting, picked, strict=True):
             if isinstance(rules, Lost):
                 trio["error"] = rules.reason

@@ -19,7 +19,7 @@ from ramo_ray.pipelines.actors import Bill, pool_options
 from ramo_ray.pipelines.fitting import Fitted, fit, fit_or_cut
 from ramo_ray.pipelines.overseer import Lost, Watched
 from ramo_ray.pipelines.prompts import JudgePrompts
-from ramo_ray.pipelines.tables import table
+from ramo_ray.pipelines.tables import postponed, table
 from ramo_ray.pipelines.telemetry import Telemetry
 from ramo_ray.settings import JudgeSettings
 
@@ -96,7 +96,7 @@ class RuleJudge:
     def __call__(self, batch: pa.Table) -> pa.Table:
         groups = batch.to_pylist()
         if self.watched.stopping:
-            return table("groups", [group | {"postponed": True} for group in groups])
+            return postponed(groups)
         started = time.perf_counter()
         jobs = [(group, place, asked) for group in groups for place, asked in enumerate(self._asked(group)) if asked]
         for group in groups:
@@ -107,7 +107,7 @@ class RuleJudge:
         ids = [group["conversations"][place]["conversation_id"] for group, place, _ in jobs]
         answers = self.watched.through(ids, lambda places: self._answers([fitted[place] for place in places]))
         if answers is None:
-            return table("groups", [group | {"postponed": True} for group in groups])
+            return postponed(groups)
         for (group, place, asked), own, answer in zip(jobs, fitted, answers, strict=True):
             conversation = group["conversations"][place]
             conversation["truncated"] = own.truncated

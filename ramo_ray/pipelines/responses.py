@@ -15,7 +15,7 @@ from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import encode_chat, load_tokenizer
 from ramo_ray.pipelines.actors import Bill, pool_options
 from ramo_ray.pipelines.overseer import Lost, Watched
-from ramo_ray.pipelines.tables import table
+from ramo_ray.pipelines.tables import postponed, table
 from ramo_ray.settings import EngineSettings, GeneratorSettings
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ResponseWriter:
     def __call__(self, batch: pa.Table) -> pa.Table:
         groups, started = batch.to_pylist(), time.perf_counter()
         if not all(self._write(groups, generator) for generator in self.generators):
-            return table("groups", [group | {"postponed": True} for group in groups])
+            return postponed(groups)
         self.bill.charge(groups[0])
         self.watched.report(calls=len(groups) * len(self.generators), seconds=time.perf_counter() - started)
         return table("groups", groups)

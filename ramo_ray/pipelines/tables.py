@@ -147,3 +147,8 @@ def table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     strangers = {key for row in listed for key in row} - set(wanted.names)
     assert not strangers, f"{name} has no column {sorted(strangers)}"
     return pa.Table.from_pylist(listed, schema=wanted)
+
+
+def postponed(groups: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Groups as they came to a stage that works on none any more, as the run is stopping; they are not written."""
+    return table("groups", [{**group, "postponed": True} for group in groups])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 import tempfile
@@ -17,10 +16,9 @@ from random import Random
 
 import yaml
 from fragile import RULES, fragile_work
-from rich.console import Console
-from rich.table import Table
 from scale import ray_of
 from support import ROOT, after, all_gone, manifest, rated_once, run, stop, wait_until
+from workload import publish
 
 from jobs.flow import run_groups
 from ramo_ray.models.resolve import resolve
@@ -85,13 +83,7 @@ def main() -> None:
     measures: dict[str, float] = {"seed": chosen.seed}
     measures |= poison(chosen.trios)
     measures |= kills(chosen.moments, chosen.seed)
-    results = Table("measure", "value")
-    for key, value in measures.items():
-        results.add_row(key, f"{value:,.3f}" if isinstance(value, float) else str(value))
-    Console().print(results)
-    chosen.output.mkdir(parents=True, exist_ok=True)
-    machine = {"cores": os.cpu_count()}
-    (chosen.output / "chaos.json").write_text(json.dumps({"machine": machine, "measures": measures}, indent=2) + "\n")
+    publish("chaos", measures, chosen.output)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -26,9 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from rich.console import Console
-from rich.table import Table
-from workload import ROOT
+from workload import ROOT, publish
 
 from jobs.flow import Work, run_groups
 from ramo_ray.core.rules import make_pool
@@ -253,13 +250,7 @@ def main() -> None:
             "conversations_per_second": large.rate,
             "driver_growth_mb": large.growth_mb,
         }
-    results = Table("measure", "value")
-    for name, value in measures.items():
-        results.add_row(name, f"{value:,.3f}")
-    Console().print(results)
-    chosen.output.mkdir(parents=True, exist_ok=True)
-    machine = {"cores": os.cpu_count()}
-    (chosen.output / "scale.json").write_text(json.dumps({"machine": machine, "measures": measures}, indent=2) + "\n")
+    publish("scale", measures, chosen.output)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
 
 from ramo_ray.core.records import Prompt
 from ramo_ray.core.rules import load_pool
@@ -72,3 +76,14 @@ def read_arguments(arguments: argparse.ArgumentParser) -> argparse.Namespace:
     if not chosen.trios.exists():
         arguments.error(f"{chosen.trios} is not there: give --trios, harmless-base's test.jsonl.gz of HH-RLHF")
     return chosen
+
+
+def publish(name: str, measures: dict[str, float], folder: Path) -> None:
+    """Print a benchmark's measures, and write them to `<folder>/<name>.json`."""
+    results = Table("measure", "value")
+    for key, value in measures.items():
+        results.add_row(key, f"{value:,.3f}" if isinstance(value, float) else str(value))
+    Console().print(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    machine = {"cores": os.cpu_count()}
+    (folder / f"{name}.json").write_text(json.dumps({"machine": machine, "measures": measures}, indent=2) + "\n")
