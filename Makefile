@@ -29,7 +29,7 @@ bench-exact: $(READY)  ## every engine and layout against one prompt at a time: 
 	@$(BIN)/python tests/benchmarks/exact.py
 
 bench-scale: $(READY)  ## 1 to 64 actors that answer after a fixed time, and a million conversations: half an hour
-	@$(BIN)/python tests/benchmarks/scale.py
+	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/scale.py
 
 bench-chaos: $(READY)  ## a driver killed at 20 random moments, and a row that kills among 500: a quarter of an hour
 	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/chaos.py

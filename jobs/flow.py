@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
-READERS = 8
-"""Tasks that read shards at a time. What they may take at most, Ray Data leaves to the pools."""
+LEAST_READERS, MOST_READERS, ACTORS_A_READER = 8, 32, 2
+"""Tasks that read shards at a time: Ray Data takes about six blocks a second from each, and leaves to the pools what is
+not theirs at most."""
 ACCOUNTED = 64
 """Shards that are accounted for at a time."""
 
@@ -134,6 +135,7 @@ def _pending_groups(work: Work, grouped: Grouped, store: PartStore, overseer: An
     """Dataset of `groups` that have something left to do, in blocks of `work.block`; one task reads a shard."""
     import ray
 
+    readers = min(MOST_READERS, max(LEAST_READERS, work.actors.max // ACTORS_A_READER))
     parts = store.by_shard()
     items = [{"shard": shard, "parts": parts.get(shard, [])} for shard in range(len(grouped.shards))]
 
@@ -145,9 +147,9 @@ def _pending_groups(work: Work, grouped: Grouped, store: PartStore, overseer: An
             yield table("groups", pending(grouped.groups(row["shard"]), store, row["parts"], work.goal))
 
     groups = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        read, batch_size=1, batch_format="pyarrow", compute=ray.data.TaskPoolStrategy(size=READERS), **SMALL
+        read, batch_size=1, batch_format="pyarrow", compute=ray.data.TaskPoolStrategy(size=readers), **SMALL
     )
-    return in_blocks(groups, work.block, READERS)
+    return in_blocks(groups, work.block, readers)
 
 
 def _account(work: Work, grouped: Grouped) -> tuple[Counter[str], list[dict[str, Any]]]:

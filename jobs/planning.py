@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
+from jobs.changes import differences
 from jobs.display import console
 from jobs.inputs import check_judge, open_source, rule_pool
 from jobs.label import LabelConfig
@@ -27,7 +28,7 @@ from ramo_ray.pipelines.grouping import make_group
 from ramo_ray.pipelines.prompts import JudgePrompts, by_chat
 from ramo_ray.pipelines.reading import count_rows
 from ramo_ray.pipelines.sources import Source, read_rows
-from ramo_ray.settings import JudgeSettings
+from ramo_ray.settings import JudgeSettings, Split, SplitSettings
 
 SAMPLED_ROWS = 2000
 """Rows that are read to learn how many responses and trios a prompt has, and how long they are."""
@@ -64,13 +65,19 @@ class Rate(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The source's size, the rate, and the costs of both ways."""
+    """The source's size, the rate, and the costs of both ways if all of it were labelled so.
+
+    `configured` is what `rate` and `label` take together, each of its splits: `rated` and `labelled` of the prompts.
+    """
 
     size: Size
     rate: Rate
     actors: int
     all_rules: Cost
     adapter: Cost
+    rated: float
+    labelled: float
+    configured: Cost
 
 
 def make_plan(source: Path, overrides: Sequence[str], measured: str, sample: int) -> Plan:
@@ -85,13 +92,14 @@ def make_plan(source: Path, overrides: Sequence[str], measured: str, sample: int
     Raises:
         ConfigError: the folder holds no measured rate.
     """
-    config = load(RateConfig, source, [w for w in overrides if not w.startswith("selection.")])
+    config = load(RateConfig, source, [w for w in overrides if not w.startswith(("selection.", "labelled="))])
     pool, judge = rule_pool(config, 1), check_judge(config.judge, rule_pool(config, 1)).settings
     opened = open_source(config)
     groups, size = _size(opened)
     if not groups:
         raise ConfigError(f"{opened.files[0]}: none of its first {SAMPLED_ROWS} rows can be used.")
-    r = load(LabelConfig, source, [w for w in overrides if not w.startswith("rated=")]).selection.r
+    label = load(LabelConfig, source, [w for w in overrides if not w.startswith("rated=")])
+    r = label.selection.r
     chosen = [groups[i] for i in np.linspace(0, len(groups) - 1, min(sample, len(groups))).astype(int)]
     path = resolve(judge.model, judge.revision)
     prompts = JudgePrompts(load_tokenizer(path), judge, pool, bare=by_chat(judge))
@@ -99,14 +107,22 @@ def make_plan(source: Path, overrides: Sequence[str], measured: str, sample: int
     asked = [_asked(prompts, judge, chosen, rules) for rules in (every, some)]
     rate = _from_run(config, measured) if measured else _measure(judge, path, prompts, asked[0])
     per_conversation = sum(len(group["conversations"]) for group in chosen)
-    costs = [
+    all_rules, adapter = (
         _cost(judge, rate, calls, size.conversations if rules is every else 2 * size.trios, batches, per_conversation)
         for rules, calls, batches in (
             (every, size.conversations * len(pool), asked[0]),
             (some, min(2 * size.trios * r, size.conversations * len(pool)), asked[1]),
         )
-    ]
-    return Plan(size, rate, judge.actors.max, *costs)
+    )
+    rated, labelled = _share(config.splits, config.rated), _share(config.splits, label.labelled)
+    configured = Cost(*(rated * one + labelled * other for one, other in zip(all_rules, adapter, strict=True)))
+    return Plan(size, rate, judge.actors.max, all_rules, adapter, rated, labelled, configured)
+
+
+def _share(splits: SplitSettings, wanted: Sequence[Split]) -> float:
+    """Of all prompts, those of some splits."""
+    shares = splits.model_dump()
+    return float(sum(shares[split] for split in set(wanted)) / sum(shares.values()))
 
 
 def _size(source: Source) -> tuple[list[dict[str, Any]], Size]:
@@ -157,6 +173,9 @@ def _from_run(config: RateConfig, measured: str) -> Rate:
     for place in (folder, folder / "rate", folder / "label"):
         judge = read_json(place / "manifest.json").get("judge", {})
         if judge.get("computed") and judge.get("seconds"):
+            other = read_json(place / "config.json").get("judge", {})
+            if changed := list(differences(other, config.judge.model_dump(mode="json"))):
+                raise ConfigError(f"`measured` = {measured}: {place} ran another judge: {'; '.join(changed[:5])}.")
             return Rate(judge["computed"] / judge["seconds"], f"in {place}, on {judge['calls']:,} calls")
     raise ConfigError(f"`measured` = {measured}: no manifest there says what a judge has computed in how long.")
 
@@ -196,10 +215,10 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         f"{size.conversations:,.0f} conversations, {size.trios:,.0f} trios"
     )
     console.print(f"one actor computes {plan.rate.tokens_a_second:,.0f} tokens/s (measured {plan.rate.measured})")
-    table = Table("", "all rules", "with the adapter")
+    table = Table("", "all rules", "with the adapter", "as configured")
     for column in table.columns[1:]:
         column.justify = "right"
-    both = (plan.all_rules, plan.adapter)
+    ways = (plan.all_rules, plan.adapter, plan.configured)
     for name, key, form in (
         ("judge calls", "calls", ",.0f"),
         ("prompt tokens", "tokens", ",.0f"),
@@ -209,6 +228,9 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
         (f"days with {plan.actors} actors", "days", ",.3f"),
         ("cost", "price", ",.2f"),
     ):
-        table.add_row(name, *(format(getattr(cost, key), form) for cost in both))
+        table.add_row(name, *(format(getattr(cost, key), form) for cost in ways))
     console.print(table)
-    console.print("The adapter's own work, and loading models, come on top.")
+    console.print(
+        f"As configured: all rules for {plan.rated:.0%} of the prompts (rate), the adapter for {plan.labelled:.0%} "
+        "(label). The adapter's own work, and loading models, come on top."
+    )

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle
+from works import RULES, rating_work, scripted, write_trios
 
 from jobs.flow import Work
-from ramo_ray.core.rules import make_pool
 from ramo_ray.engines.scripted_engine import ScriptedEngine, hashed_answer
-from ramo_ray.pipelines.actors import pool_options
-from ramo_ray.pipelines.progress import Goal
-from ramo_ray.pipelines.rating import RuleJudge, rated_rows
-from ramo_ray.pipelines.sources import open_trios
-from ramo_ray.pipelines.store import PartStore
-from ramo_ray.settings import ActorSettings, JudgeSettings, SourceSettings
+from ramo_ray.pipelines.rating import RuleJudge
+from ramo_ray.pipelines.telemetry import Telemetry
 
-RULES = ["Accept the response that is polite.", "Accept the response that is short."]
 POISON = "Zyzzyva"
 # Workers cannot import what only tests can.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -31,15 +24,16 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 class FragileJudge(RuleJudge):
     """A judge whose process is killed by one word, and once by nothing at all if a file is there to be taken."""
 
-    def __init__(self, model: str, accident: str, latency_s: float, overseer: Any) -> None:
-        settings = {"model": model, "layout": "rule_last", "engine": "scripted", "batch_size": 4}
-        super().__init__(settings, RULES, "all_rules", overseer, ScriptedEngine(self._answer, latency_s=latency_s))
-        self.poison = self.prompts.tokenizer(POISON, add_special_tokens=False)["input_ids"]
+    def __init__(self, settings: dict[str, Any], accident: str, told_as: str, overseer: Any) -> None:
+        engine = ScriptedEngine(self._answer, latency_s=settings["scripted"]["latency_s"])
+        super().__init__(settings, RULES, "all_rules", overseer, engine)
         self.accident = Path(accident)
+        if told_as:
+            self.telemetry = Telemetry(told_as)
 
     def _answer(self, prompt: Any, labels: Any) -> Any:
-        text = ",".join(map(str, prompt))
-        if ",".join(map(str, self.poison)) in text:
+        # Not by its tokens: they differ with what stands before them.
+        if POISON in self.prompts.tokenizer.decode(prompt):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.accident.exists():
             self.accident.unlink()
@@ -56,36 +50,13 @@ def fragile_work(
     block: int = 4,
     latency_s: float = 0.0,
     root: str = "",
+    told_as: str = "",
 ) -> Work:
-    """Rate trios, of which some have a response that kills; a file `accident` in the folder kills once."""
-    rows = [
-        {"prompt": f"What is {n}?", "chosen": f"A number, {n}.", "rejected": POISON if n in poisoned else "No idea."}
-        for n in range(trios)
-    ]
-    (folder / "trios.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pool = make_pool("judge", RULES, origin="here")
-    given = {"model": model, "accident": str(folder / "accident"), "latency_s": latency_s}
-    actors = ActorSettings(min=1, max=2, num_cpus=0.2)
+    """Rate trios, of which some have a response that kills; a file `accident` in the folder kills once.
 
-    def through(groups: Any, overseer: Any) -> Any:
-        return groups.map_batches(
-            FragileJudge,
-            fn_constructor_kwargs={**given, "overseer": overseer},
-            batch_format="pyarrow",
-            batch_size=block,
-            **pool_options(actors, overseer),
-        )
-
-    return Work(
-        title="rating",
-        source=open_trios(str(folder / "trios.jsonl"), SourceSettings(), None),
-        shares=None,
-        wanted=[""],
-        store=PartStore(root or str(folder / "data"), ("ratings",)),
-        goal=Goal("conversations", "ratings", JudgeSettings().max_tries, tuple(pool.ids)),
-        block=block,
-        part=block,
-        through=through,
-        convert=partial(rated_rows, fingerprint="f"),
-        actors=actors,
-    )
+    What other tests' actors tell the same Ray stays apart where the stage's metrics are `told_as` another's.
+    """
+    write_trios(folder, trios, lambda n: POISON if n in poisoned else "No idea.")
+    settings = scripted(model, batch=block, latency_s=latency_s, actors={"min": 1, "max": 2, "num_cpus": 0.2})
+    given = {"accident": str(folder / "accident"), "told_as": told_as}
+    return rating_work(folder, settings, FragileJudge, given, part=block, root=root)

@@ -131,5 +131,7 @@ def grouped_here(source: Source, shares: SplitSettings | None, root: Path, wante
     for row in grouping.travelling(source, cuts, wanted):
         by_prompt.setdefault(row["prompt_id"], []).append(dict.fromkeys(schema("rows").names) | row)
     shards.begin_shards(str(root))
-    written = shards.write_shards((grouping.make_group(rows, cuts) for rows in by_prompt.values()), str(root), "0")
+    written = shards.write_shards(
+        (grouping.make_group(rows, cuts) for rows in by_prompt.values()), str(root), "0", shards.SHARD_GROUPS
+    )
     return shards.indexed(str(root), scanned.rows, cuts, [written], shares, wanted)

@@ -92,15 +92,15 @@ class Bill:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.usage, self.computed = engine, Usage(), engine.computed
 
-    def charge(self, group: MutableMapping[str, Any]) -> int:
+    def charge(self, group: MutableMapping[str, Any]) -> dict[str, float]:
         """Add what was counted since the last batch to one of the batch's groups, as only sums are read.
 
         Returns:
-            Tokens that were computed since.
+            What a run shows while it goes on: tokens that were `computed` since, and what the server `cost`.
         """
         usage, computed = self.engine.usage, self.engine.computed
         used, fresh = usage.since(self.usage), computed - self.computed
         self.usage, self.computed = usage, computed
         amounts = {"computed": fresh} | (used._asdict() if used.requests else {})
         group.update({name: (group.get(name) or 0) + value for name, value in amounts.items()})
-        return fresh
+        return {"computed": fresh, "cost": used.cost}

@@ -27,6 +27,7 @@ from ramo_ray.pipelines.shards import (
     Written,
     begin_shards,
     commit_shards,
+    groups_a_shard,
     indexed,
     read_grouped,
     write_shards,
@@ -164,7 +165,10 @@ def _write_groups(
     partitions = 1 + max(scanned.rows // ROWS_A_PARTITION, scanned.characters // CHARACTERS_A_PARTITION)
     # A task takes a partition whole, and writes it: a block for each group would be a hundred small buffers each.
     written = rows.repartition(min(MOST_PARTITIONS, partitions), keys=["prompt_id"], sort=True).map_batches(
-        partial(_write_partition, cuts=list(cuts), root=root), batch_size=None, batch_format="pyarrow", num_cpus=CPUS
+        partial(_write_partition, cuts=list(cuts), root=root, size=groups_a_shard(len(scanned.units))),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=CPUS,
     )
     return [Written(*json.loads(row["written"])) for row in written.take_all()]
 
@@ -242,7 +246,7 @@ def _trio(identifier: str, row: dict[str, Any], prompt: str, places: dict[str, i
     return {"trio_id": identifier, **sides, "label": row["label"]}
 
 
-def _write_partition(rows: pa.Table, *, cuts: Sequence[float], root: str) -> pa.Table:
+def _write_partition(rows: pa.Table, *, cuts: Sequence[float], root: str, size: int) -> pa.Table:
     """Write the groups of a partition, whose rows are sorted by prompt; what was written."""
     listed = rows.to_pylist()
     if not listed:
@@ -251,7 +255,7 @@ def _write_partition(rows: pa.Table, *, cuts: Sequence[float], root: str) -> pa.
     groups = (make_group(list(own), cuts) for _, own in by_prompt)
     # A task that is repeated writes the same files: no other partition has this prompt.
     name = content_hash("partition", listed[0]["prompt_id"])
-    return _as_rows([write_shards(groups, root, name)])
+    return _as_rows([write_shards(groups, root, name, size)])
 
 
 def _as_rows(written: Sequence[Written]) -> pa.Table:

@@ -122,16 +122,16 @@ class RuleJudge:
         seconds = time.perf_counter() - started
         for group in groups:
             group["seconds"] += seconds / len(groups)
-        computed, calls = self.bill.charge(groups[0]), sum(len(own.prompts) for own in fitted)
+        charged, calls = self.bill.charge(groups[0]), sum(len(own.prompts) for own in fitted)
         tokens = sum(self.prompts.answers.question_tokens(own.prompts) for own in fitted)
-        self.watched.report(calls=calls, seconds=seconds, tokens=tokens, computed=computed)
+        self.watched.report(calls=calls, seconds=seconds, tokens=tokens, **charged)
         if self.telemetry:
             given = [answer for answer in answers if isinstance(answer, list)]
             self.telemetry.tell(
                 calls=calls,
                 seconds=seconds,
                 tokens=tokens,
-                computed=computed,
+                computed=int(charged["computed"]),
                 errors=len(answers) - len(given),
                 masses=[rating.label_mass for ratings in given for rating in ratings],
             )

@@ -61,8 +61,8 @@ class ResponseWriter:
         groups, started = batch.to_pylist(), time.perf_counter()
         if not all(self._write(groups, generator) for generator in self.generators):
             return postponed(groups)
-        self.bill.charge(groups[0])
-        self.watched.report(calls=len(groups) * len(self.generators), seconds=time.perf_counter() - started)
+        seconds, cost = time.perf_counter() - started, self.bill.charge(groups[0])["cost"]
+        self.watched.report(calls=len(groups) * len(self.generators), seconds=seconds, cost=cost)
         return table("groups", groups)
 
     def _write(self, groups: Sequence[Group], generator: GeneratorSettings) -> bool:

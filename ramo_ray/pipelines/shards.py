@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Group = dict[str, Any]
-SHARD_GROUPS = 1024
+SHARD_GROUPS, LEAST_GROUPS = 1024, 64
 """Prompts of a shard: what one task reads at a time, and whose results it looks through."""
+SHARDS = 32
+"""Of a source that is large enough for shards of `LEAST_GROUPS`: so that many tasks can read for many actors."""
 OUTLINE = ["prompt_id", "conversations.list.element.conversation_id", "trios"]
 FOLDER, INDEX = "groups", "index.json"
 
@@ -139,14 +142,19 @@ def indexed(
     )
 
 
-def write_shards(groups: Iterable[Group], root: str, name: str) -> Written:
-    """Write groups as `SHARD_GROUPS` a file, and bad rows apart."""
+def groups_a_shard(prompts: int) -> int:
+    """Prompts that go into one shard, of so many in all."""
+    return min(SHARD_GROUPS, max(LEAST_GROUPS, math.ceil(prompts / SHARDS)))
+
+
+def write_shards(groups: Iterable[Group], root: str, name: str, size: int) -> Written:
+    """Write groups, so many a file, and bad rows apart."""
     counts: Counter[str] = Counter()
     bad: list[dict[str, Any]] = []
     shards: list[str] = []
     files, base = filesystem(root)
     usable = (group for group in groups if _count(group, counts, bad))
-    while chunk := list(itertools.islice(usable, SHARD_GROUPS)):
+    while chunk := list(itertools.islice(usable, size)):
         shards.append(f"shard-{name}-{len(shards):04d}.parquet")
         write_table(files, f"{base}/{FOLDER}/{shards[-1]}", table("groups", chunk))
     if bad:

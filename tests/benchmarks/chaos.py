@@ -15,10 +15,11 @@ from pathlib import Path
 from random import Random
 
 import yaml
-from fragile import RULES, fragile_work
+from fragile import fragile_work
 from scale import ray_of
 from support import ROOT, after, all_gone, manifest, rated_once, run, stop, wait_until
 from workload import publish
+from works import RULES
 
 from jobs.flow import run_groups
 from ramo_ray.models.resolve import resolve

@@ -5,63 +5,85 @@ bare engine's rate one actor behind the whole pipeline has; how much the driver'
 Prints a table, and writes runs/bench/scale.json.
 
 The actors are the pipeline's, with the scripted engine, in a process each. On two cores they come up one after another,
-so the clock starts when all are there; so that 64 fit into 24 GiB, they load their tokenizer without torch and the
-model code that come along elsewhere (400 MB a process), which gives the same prompts: that is checked first.
+so the clock runs from when all have done a few batches until the first has ended; machines are not in step either, so
+each waits a while before it begins. So that 64 fit into 24 GiB, they load their tokenizer without torch and the model
+code that come along elsewhere (400 MB a process), which gives the same prompts: that is checked first. And so that two
+cores do what 64 machines would, a batch is one prompt group. What CPUs do for a batch, in all processes, is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import itertools
+import os
+import random
 import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 from workload import ROOT, publish
+from works import RULES, rating_work, scripted, write_trios
 
 from jobs.flow import Work, run_groups
 from ramo_ray.core.rules import make_pool
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines import rating
-from ramo_ray.pipelines.actors import pool_options
-from ramo_ray.pipelines.progress import Goal
 from ramo_ray.pipelines.prompts import JudgePrompts
 from ramo_ray.pipelines.rating import RuleJudge
-from ramo_ray.pipelines.sources import open_trios
-from ramo_ray.pipelines.store import PartStore
 from ramo_ray.pipelines.tables import table
-from ramo_ray.settings import JudgeSettings, SourceSettings
+from ramo_ray.settings import JudgeSettings
 
-RULES = ["Accept the response that is polite.", "Accept the response that is short."]
+MODEL = "bundled:smollm2-135m-instruct"
 SIZES = (1, 8, 32, 64)
-BATCH, SECONDS_A_BATCH, BATCHES_AN_ACTOR = 4, 2.0, 20
+BATCH, SECONDS_A_BATCH, BATCHES_AN_ACTOR = 1, 2.0, 60
+WARM_UP = 20
+"""Batches that each actor does before the clock starts: until then, Ray starts the processes that read and write."""
+PART = 16
+"""Groups that are committed together."""
 MILLION = 1_000_000
 PARTS = ("pipeline", "sizes", "million")
 
 
-class Measured(NamedTuple):
-    """Conversations a second while all actors were at work, and the driver's growth in MB."""
+class Simulated(NamedTuple):
+    """Batches a second while all actors were at work, and what all processes' CPUs did for one."""
+
+    rate: float
+    cpu_seconds: float
+
+
+class Large(NamedTuple):
+    """Conversations a second, and the driver's growth in MB."""
 
     rate: float
     growth_mb: float
-    seconds: float
 
 
 class LightJudge(RuleJudge):
-    """The pipeline's judge, in a small process."""
+    """The pipeline's judge, in a small process; it notes when it began, and each batch's end."""
 
-    def __init__(self, settings: dict[str, Any], overseer: Any) -> None:
+    def __init__(self, settings: dict[str, Any], notes: str, overseer: Any) -> None:
         rating.load_tokenizer = light_tokenizer
         super().__init__(settings, RULES, "all_rules", overseer)
+        self.notes = (Path(notes) / str(os.getpid())).open("w")
+
+    def __call__(self, batch: Any) -> Any:
+        if not self.notes.tell():
+            time.sleep(random.uniform(0, self.engine.latency_s))
+            self._note()
+        rated = super().__call__(batch)
+        self._note()
+        return rated
+
+    def _note(self) -> None:
+        print(time.time(), file=self.notes, flush=True)
 
 
 def light_tokenizer(folder: Path) -> Any:
@@ -81,60 +103,30 @@ def require_same_prompts(settings: JudgeSettings) -> None:
 
 
 def judge(actors: int, latency_s: float, batch: int) -> JudgeSettings:
-    return JudgeSettings.model_validate(
-        {
-            "engine": "scripted",
-            "layout": "rule_last",
-            "batch_size": batch,
-            "scripted": {"latency_s": latency_s},
-            "actors": {"min": actors, "max": actors, "num_cpus": 1},
-        }
-    )
-
-
-def write_trios(file: Path, prompts: int) -> None:
-    with file.open("w") as stream:
-        for n in range(prompts):
-            row = {"prompt": f"What is {n}?", "chosen": f"A number, {n}.", "rejected": "I do not know."}
-            stream.write(json.dumps(row) + "\n")
+    return scripted(MODEL, batch=batch, latency_s=latency_s, actors={"min": actors, "max": actors, "num_cpus": 1})
 
 
 def work(folder: Path, settings: JudgeSettings, part: int) -> Work:
-    pool = make_pool("judge", RULES, origin="here")
-
-    def through(groups: Any, overseer: Any) -> Any:
-        return groups.map_batches(
-            LightJudge,
-            fn_constructor_kwargs={"settings": settings.model_dump(mode="json"), "overseer": overseer},
-            batch_format="pyarrow",
-            batch_size=settings.batch_size,
-            **pool_options(settings.actors, overseer),
-        )
-
-    return Work(
-        title="rating",
-        source=open_trios(str(folder / "trios.jsonl"), SourceSettings(), None),
-        shares=None,
-        wanted=[""],
-        store=PartStore(str(folder / "data"), ("ratings",)),
-        goal=Goal("conversations", "ratings", 3, tuple(pool.ids)),
-        block=settings.batch_size,
-        part=part,
-        through=through,
-        convert=partial(rating.rated_rows, fingerprint="f"),
-        actors=settings.actors,
-    )
+    (folder / "notes").mkdir()
+    return rating_work(folder, settings, LightJudge, {"notes": str(folder / "notes")}, part=part)
 
 
-def times_of_batches(folder: Path) -> list[float]:
-    """When each part was committed."""
-    return sorted(file.stat().st_mtime for file in (folder / "data" / "ratings").glob("part-*.parquet"))
+class Noted:
+    """What a run's actors noted: when each began, and when its batches ended."""
 
+    def __init__(self, folder: Path) -> None:
+        self.actors = [[float(line) for line in file.read_text().split()] for file in (folder / "notes").iterdir()]
+        self.first = max(times[WARM_UP] for times in self.actors)
+        self.last = min(times[-1] for times in self.actors)
 
-def steady_rate(commits: list[float], batches_at_once: int) -> float:
-    """Batches a second between the end of the first round of all actors and the start of the last."""
-    inner = commits[batches_at_once : len(commits) - batches_at_once]
-    return (len(inner) - 1) / (inner[-1] - inner[0])
+    def batches_a_second(self) -> float:
+        """While all actors were at work; of a batch that was under way before or after, the part within counts."""
+        within = [
+            max(0.0, min(end, self.last) - max(begin, self.first)) / (end - begin)
+            for times in self.actors
+            for begin, end in itertools.pairwise(times)
+        ]
+        return sum(within) / (self.last - self.first)
 
 
 @contextlib.contextmanager
@@ -158,13 +150,40 @@ def ray_of(cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def simulated(actors: int) -> float:
-    """Batches a second of so many actors, each of which takes `SECONDS_A_BATCH` for one."""
+def simulated(actors: int) -> Simulated:
+    """A run by so many actors, each of which takes `SECONDS_A_BATCH` for a batch."""
     with scratch() as folder:
-        write_trios(folder / "trios.jsonl", actors * BATCH * BATCHES_AN_ACTOR)
-        with ray_of(actors + 4):
-            run_groups(work(folder, judge(actors, SECONDS_A_BATCH, BATCH), BATCH))
-        return steady_rate(times_of_batches(folder), actors)
+        write_trios(folder, actors * BATCH * BATCHES_AN_ACTOR)
+        with ray_of(actors + 4), watched(_cpu_seconds) as spent:
+            run_groups(work(folder, judge(actors, SECONDS_A_BATCH, BATCH), PART))
+        noted = Noted(folder)
+    rate = noted.batches_a_second()
+    (since, before), *_, (until, after) = [(at, used) for at, used in spent if noted.first <= at <= noted.last]
+    return Simulated(rate, (after - before) / (until - since) / rate)
+
+
+def _cpu_seconds() -> float:
+    used = psutil.cpu_times()
+    # Ray's workers are niced.
+    return float(used.user + used.nice + used.system)
+
+
+@contextlib.contextmanager
+def watched(what: Callable[[], float]) -> Iterator[list[tuple[float, float]]]:
+    """A value, twice a second, with its time."""
+    seen, stop = list[tuple[float, float]](), threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            seen.append((time.time(), what()))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        watcher.join()
 
 
 def behind_the_pipeline() -> float:
@@ -173,11 +192,11 @@ def behind_the_pipeline() -> float:
     prompts = 60 * BATCH
     bare = RuleJudge(settings.model_dump(mode="json"), RULES, "all_rules")
     with scratch() as folder:
-        write_trios(folder / "trios.jsonl", prompts)
+        write_trios(folder, prompts)
         with ray_of(4):
             given = work(folder, settings, BATCH)
             run_groups(given)
-        piped = steady_rate(times_of_batches(folder), 2)
+        piped = Noted(folder).batches_a_second()
         groups = [group for shard in range(1) for group in shards(given)[shard][: 20 * BATCH]]
         batches = [table("groups", groups[i : i + BATCH]) for i in range(0, len(groups), BATCH)]
         started = time.perf_counter()
@@ -203,27 +222,19 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def million(prompts: int) -> Measured:
+def million(prompts: int) -> Large:
     """A run over 2 · `prompts` conversations by actors that take no time: what the driver's memory grows by."""
     with scratch() as folder:
-        write_trios(folder / "trios.jsonl", prompts)
-        with ray_of(4):
-            stop, most = threading.Event(), [0.0]
-            watcher = threading.Thread(target=_watch, args=(stop, most), daemon=True)
-            before = psutil.Process().memory_info().rss
-            watcher.start()
-            started = time.perf_counter()
+        write_trios(folder, prompts)
+        with ray_of(4), watched(_memory) as seen:
+            before, started = _memory(), time.perf_counter()
             run_groups(work(folder, judge(2, 0.0, 256), 1024))
             seconds = time.perf_counter() - started
-            stop.set()
-            watcher.join()
-    return Measured(2 * prompts / seconds, (most[0] - before) / 1e6, seconds)
+    return Large(2 * prompts / seconds, (max(most for _, most in seen) - before) / 1e6)
 
 
-def _watch(stop: threading.Event, most: list[float]) -> None:
-    own = psutil.Process()
-    while not stop.wait(0.5):
-        most[0] = max(most[0], own.memory_info().rss)
+def _memory() -> float:
+    return float(psutil.Process().memory_info().rss)
 
 
 def main() -> None:
@@ -239,10 +250,15 @@ def main() -> None:
     if "pipeline" in chosen.parts:
         measures["one_actor_of_bare_engine"] = behind_the_pipeline()
     if "sizes" in chosen.parts:
-        rates = {size: simulated(size) for size in chosen.sizes}
-        for size, rate in rates.items():
-            measures[f"batches_per_second_{size}"] = rate
-            measures[f"of_ideal_{size}"] = rate / (size * rates[chosen.sizes[0]] / chosen.sizes[0])
+        one = None
+        for size in chosen.sizes:
+            own = simulated(size)
+            one = one or own.rate / size
+            measures |= {
+                f"batches_per_second_{size}": own.rate,
+                f"of_{size}_times_one": own.rate / (size * one),
+                f"cpu_seconds_a_batch_{size}": own.cpu_seconds,
+            }
     if "million" in chosen.parts:
         large = million(chosen.conversations // 2)
         measures |= {

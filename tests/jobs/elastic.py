@@ -1,7 +1,7 @@
-"""A program for test_elastic: rates on a cluster that grows from one worker node to three, and shrinks again.
+"""A program for test_elastic: rates on a cluster that grows from one worker node to three, and shrinks to one again.
 
-Ray's autoscaler decides, with its provider of nodes that are processes on this machine. Prints as JSON how many nodes
-there were, and how fast it went.
+There is a heap of work at first, and then no more than comes in drop by drop. Ray's autoscaler decides, with its
+provider of nodes that are processes on this machine. Prints as JSON how many nodes there were, and how fast it went.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import machines
-from machines import batches_of, placed_work
+import pyarrow as pa
+from machines import BATCH, batches_of, placed_work
 from ray import cloudpickle
+from works import write_trios
 
 from jobs.flow import run_groups
 from jobs.session import set_up_ray_data
@@ -32,6 +35,38 @@ cloudpickle.register_pickle_by_value(machines)
 HEAD_ID = "f" * 51 + "00000"
 NODE = {"CPU": 2, "object_store_memory": 10**8}
 ACTORS = {"min": 1, "max": 3, "num_cpus": 1.2}
+HEAP, DROPS = 70, 12
+"""Batches that are there at once, and those that come later."""
+LATENCY_S, SECONDS_A_DROP = 1.2, 5.0
+
+
+class Trickle:
+    """Lets a heap of batches pass at once, and then one now and then."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        self.passed += 1
+        if self.passed > HEAP:
+            time.sleep(SECONDS_A_DROP)
+        return batch
+
+
+def trickle(groups: Any) -> Any:
+    """A stage that runs where the driver does, and takes nothing of the nodes that come and go."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return groups.map_batches(
+        Trickle,
+        batch_size=BATCH,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),
+        num_cpus=0,
+        scheduling_strategy=here,
+    )
 
 
 def free_port() -> int:
@@ -128,23 +163,23 @@ def main(folder: Path, model: str) -> None:
         ended = threading.Event()
         thread = threading.Thread(target=watch, args=(nodes, ended), daemon=True)
         thread.start()
-        given = placed_work(folder, model, ACTORS, latency_s=1.2)
+        write_trios(folder, BATCH * (HEAP + DROPS))
+        given = placed_work(folder, model, ACTORS, LATENCY_S, trickle)
         result = run_groups(given)
-        most, end = max(count for _, count in nodes), time.monotonic() + 60
-        while nodes[-1][1] > 1 and time.monotonic() < end:
-            time.sleep(0.5)
         ended.set()
         thread.join()
         rated = Counter(given.store.read("ratings", ["conversation_id"])["conversation_id"].to_pylist())
+        batches = batches_of(folder)
+        within = [count for at, count in nodes if at <= batches[-1][0]]
         print(
             json.dumps(
                 {
                     "rated": len(rated),
                     "most": max(rated.values()),
                     "counts": result.counts,
-                    "most_nodes": most,
-                    "nodes_at_last": nodes[-1][1],
-                    "rate_by_nodes": rates(batches_of(folder / "notes")),
+                    # As they changed, until the last batch ended.
+                    "nodes": [count for count, before in zip(within, [0, *within], strict=False) if count != before],
+                    "rate_by_nodes": rates(batches),
                 }
             )
         )

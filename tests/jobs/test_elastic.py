@@ -10,18 +10,17 @@ import pytest
 from support import ROOT, run
 
 pytestmark = pytest.mark.slow
-TRIOS = 180
+TRIOS = 164
 
 
 def test_actors_and_nodes_follow_the_queue(tmp_path: Path, long_context_model: Path) -> None:
-    rows = [{"prompt": f"What is {n}?", "chosen": f"A number, {n}.", "rejected": "No idea."} for n in range(TRIOS)]
-    (tmp_path / "trios.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    program = Path(__file__).with_name("elastic.py")
-    done = run([sys.executable, str(program), str(tmp_path), str(long_context_model)], PYTHONPATH=str(ROOT))
+    program, path = Path(__file__).with_name("elastic.py"), f"{ROOT}:{ROOT / 'tests'}"
+    done = run([sys.executable, str(program), str(tmp_path), str(long_context_model)], PYTHONPATH=path)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["rated"], found["most"]) == (2 * TRIOS, 1)
     assert (found["counts"]["out"], found["counts"]["pending"], found["counts"]["lost"]) == (TRIOS, 0, 0)
-    assert (found["most_nodes"], found["nodes_at_last"]) == (3, 1)
+    # All of it while the run went on.
+    assert (max(found["nodes"]), found["nodes"][-1]) == (3, 1), found
     rates = found["rate_by_nodes"]
-    assert rates["1"] < rates["2"] < rates["3"]
+    assert rates["1"] < rates["2"] < rates["3"], found

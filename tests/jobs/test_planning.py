@@ -11,6 +11,7 @@ from support import ROOT, Setup
 from typer.testing import CliRunner
 
 from jobs.planning import make_plan
+from jobs.rate import RateConfig
 from ramo_ray.cli import app
 from ramo_ray.config import load
 from ramo_ray.errors import ConfigError
@@ -51,8 +52,18 @@ def test_a_rate_is_taken_from_a_run(setup: Setup) -> None:
     assert "600 calls" in plan.rate.measured
     assert plan.all_rules.days == pytest.approx(plan.all_rules.actor_hours / 24 / 4)
     assert plan.all_rules.gpu_hours == 2 * plan.all_rules.actor_hours
+    other = load(RateConfig, setup.configs, words(setup, "judge.layout=paper")).model_dump(mode="json")
+    (folder / "config.json").write_text(json.dumps(other))
+    with pytest.raises(ConfigError, match=r"another judge: layout was 'paper', is 'rule_last'"):
+        make_plan(setup.configs, words(setup, *actors), str(setup.output), sample=3)
     with pytest.raises(ConfigError, match="no manifest there says"):
         make_plan(setup.configs, words(setup), str(setup.configs), sample=3)
+
+
+def test_splits_say_what_is_asked_in_which_way(setup: Setup) -> None:
+    plan = make_plan(setup.configs, words(setup, "rated=[adapter_train]", "labelled=[reward_test]"), "", sample=2)
+    assert (plan.rated, plan.labelled) == pytest.approx((0.45, 0.1))
+    assert plan.configured.calls == pytest.approx(0.45 * plan.all_rules.calls + 0.1 * plan.adapter.calls)
 
 
 def test_a_limit_and_repeats_count(setup: Setup) -> None:
@@ -91,6 +102,4 @@ def test_the_command_prints_both_ways(setup: Setup) -> None:
 
 
 def test_the_laptops_configuration_can_be_planned() -> None:
-    from jobs.rate import RateConfig
-
     assert load(RateConfig, ROOT / "jobs" / "configs" / "laptop", ["trios=x.jsonl"]).judge.actors.price_per_hour == 0

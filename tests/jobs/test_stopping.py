@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,23 +14,47 @@ from random import Random
 import pytest
 from support import ROOT, Setup, after, all_gone, manifest, rated_once, run, stop, wait_until
 
+from jobs.observer import asked_to_stop
+from jobs.pipeline import plan, run_pipeline
+from jobs.rate import RateConfig
+from ramo_ray.errors import StoppedError
+
 pytestmark = pytest.mark.slow
 RULES = 6
 
 
 def test_nodes_of_two_kinds_that_are_drained_and_die_cost_no_row(tmp_path: Path, long_context_model: Path) -> None:
-    rows = [{"prompt": f"What is {n}?", "chosen": f"A number, {n}.", "rejected": "No idea."} for n in range(90)]
-    (tmp_path / "trios.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     program = Path(__file__).with_name("machines.py")
-    done = run([sys.executable, str(program), str(tmp_path), str(long_context_model)], PYTHONPATH=str(ROOT))
+    path = f"{ROOT}:{ROOT / 'tests'}"
+    done = run([sys.executable, str(program), str(tmp_path), str(long_context_model)], PYTHONPATH=path)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert (found["rated"], found["most"]) == (180, 1)
-    assert (found["counts"]["out"], found["counts"]["pending"], found["counts"]["lost"]) == (90, 0, 0)
+    assert (found["rated"], found["most"]) == (60, 1)
+    assert (found["counts"]["out"], found["counts"]["pending"], found["counts"]["lost"]) == (30, 0, 0)
+    batches = found["batches"]
     # What was under way where a node was drained has ended there, so nothing was done twice for it.
-    assert found["at_the_drained_later"] == found["at_the_killed_later"] == 0
-    assert found["after_the_kill"] > 3
-    assert found["batches"] <= 45 + 2
+    assert batches["drained"] + batches["stands_in"] + batches["killed"] == 15, found
+    assert found["at_the_drained_later"] <= 2, found
+    # The killed one took a batch along, that another did again.
+    assert batches["killed"] == 3, found
+
+
+def test_a_stop_while_the_last_batch_of_a_stage_ends_is_one_of_the_pipeline(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[str] = []
+
+    def asked_at_its_end(config: RateConfig) -> None:
+        began.append(config.job)
+        with asked_to_stop():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    # Stages that do nothing need no Ray.
+    monkeypatch.setattr("jobs.pipeline.ray_session", lambda _: contextlib.nullcontext())
+    stages = plan(setup.configs, [f"trios={setup.trios}"])
+    with pytest.raises(StoppedError, match="after rate"):
+        run_pipeline([stage._replace(check=lambda _: None, main=asked_at_its_end) for stage in stages])
+    assert began == ["rate"]
 
 
 def test_a_run_stopped_in_every_way_rates_each_conversation_once(setup: Setup) -> None:

@@ -14,7 +14,7 @@ from ramo_ray.core.records import prompt_id
 from ramo_ray.errors import ModelError, SourceError
 from ramo_ray.pipelines.actors import pool_options
 from ramo_ray.pipelines.grouping import group_source
-from ramo_ray.pipelines.shards import Grouped, read_grouped
+from ramo_ray.pipelines.shards import Grouped, groups_a_shard, read_grouped
 from ramo_ray.pipelines.sources import Source, open_trios, split_of
 from ramo_ray.settings import SPLITS, ActorSettings, SourceSettings, SplitSettings
 
@@ -50,6 +50,15 @@ def source(tmp_path: Path) -> Source:
 
 def groups_of(grouped: Grouped) -> list[dict[str, Any]]:
     return [group for shard in range(len(grouped.shards)) for group in grouped.groups(shard)]
+
+
+def test_a_small_source_is_read_by_several_tasks(tmp_path: Path) -> None:
+    jsonl(tmp_path / "trios.jsonl", [{"prompt": f"p{n}", "response_a": "a", "response_b": "b"} for n in range(130)])
+    opened = open_trios(str(tmp_path / "trios.jsonl"), SourceSettings(), None)
+    grouped = group_source(opened, None, [""], str(tmp_path / "data"))
+    assert sorted(len(grouped.groups(shard)) for shard in range(len(grouped.shards))) == [2, 64, 64]
+    # Of a large one, no task looks through more than it can hold.
+    assert [groups_a_shard(prompts) for prompts in (1, 3200, 10**8)] == [64, 100, 1024]
 
 
 def test_trios_of_one_prompt_come_together_from_two_files(source: Source, tmp_path: Path) -> None:
