@@ -117,7 +117,7 @@ def _label(config: LabelConfig, stage: Stage) -> None:
         return rating.rate(picked, judge.settings, pool.texts, "picked_rules", overseer)
 
     work = Work(
-        title="labelling",
+        title=rating.TITLES["picked_rules"],
         source=open_source(config),
         shares=config.splits,
         wanted=config.labelled,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.display import console, heading
+from jobs.inputs import SourceStageConfig, rule_pool
 from jobs.observer import ASKED
 from jobs.overview import show_status
 from jobs.session import ray_session
@@ -79,6 +80,7 @@ def run_pipeline(stages: Sequence[Planned]) -> None:
     if all(run.finished for run in runs):
         for run in runs:
             run.begin()
+        _refuse_other_rules(runs)
         console.print(f"finished already: {output}. Give another output=… for another run.", markup=False)
         _show(output)
         for run in runs:
@@ -104,6 +106,17 @@ def run_pipeline(stages: Sequence[Planned]) -> None:
     _show(output)
     if too_many:
         raise too_many
+
+
+def _refuse_other_rules(runs: Sequence[Stage]) -> None:
+    """Refuse a pool whose file was changed: what was learnt and labelled would be that of another."""
+    for run in runs:
+        pool = run.manifest.get("rules")
+        if isinstance(run.config, SourceStageConfig) and pool and pool != rule_pool(run.config, 1).fingerprint:
+            raise ConfigError(
+                f"{run.folder} was made with other rules than `rules` = {run.config.rules} has now. Give another "
+                f"output=… for a whole run with these; jobs.rate alone takes up what a pool has gained."
+            )
 
 
 def _show(output: Path) -> None:

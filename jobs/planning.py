@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from ramo_ray.pipelines.grouping import make_group
 from ramo_ray.pipelines.prompts import JudgePrompts, by_chat
 from ramo_ray.pipelines.reading import count_rows
 from ramo_ray.pipelines.sources import Source, read_rows
-from ramo_ray.settings import JudgeSettings, Split, SplitSettings
+from ramo_ray.settings import ActorSettings, JudgeSettings, Split, SplitSettings
 
 SAMPLED_ROWS = 2000
 """Rows that are read to learn how many responses and trios a prompt has, and how long they are."""
@@ -58,10 +59,15 @@ class Cost(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """Computed tokens a second of one actor, and where that was measured."""
+    """Tokens a second of one actor, and where that was measured.
+
+    Tokens are those that no prompt of a batch shares, as an engine with a prefix cache computes them; `all_tokens` says
+    that they are all of the prompts', where what is shared is not known to be computed once.
+    """
 
     tokens_a_second: float
     measured: str
+    all_tokens: bool = False
 
 
 class Plan(NamedTuple):
@@ -99,20 +105,18 @@ def make_plan(source: Path, overrides: Sequence[str], measured: str, sample: int
     if not groups:
         raise ConfigError(f"{opened.files[0]}: none of its first {SAMPLED_ROWS} rows can be used.")
     label = load(LabelConfig, source, [w for w in overrides if not w.startswith("rated=")])
-    r = label.selection.r
+    # A conversation is asked the rules of all its trios.
+    k = min(len(pool), math.ceil(2 * label.selection.r * size.trios / size.conversations)) if size.trios else 1
     chosen = [groups[i] for i in np.linspace(0, len(groups) - 1, min(sample, len(groups))).astype(int)]
     path = resolve(judge.model, judge.revision)
     prompts = JudgePrompts(load_tokenizer(path), judge, pool, bare=by_chat(judge))
-    every, some = range(len(pool)), np.linspace(0, len(pool) - 1, r).astype(int).tolist()
+    every, some = range(len(pool)), np.linspace(0, len(pool) - 1, k).astype(int).tolist()
     asked = [_asked(prompts, judge, chosen, rules) for rules in (every, some)]
     rate = _from_run(config, measured) if measured else _measure(judge, path, prompts, asked[0])
-    per_conversation = sum(len(group["conversations"]) for group in chosen)
+    sampled = sum(len(group["conversations"]) for group in chosen)
     all_rules, adapter = (
-        _cost(judge, rate, calls, size.conversations if rules is every else 2 * size.trios, batches, per_conversation)
-        for rules, calls, batches in (
-            (every, size.conversations * len(pool), asked[0]),
-            (some, min(2 * size.trios * r, size.conversations * len(pool)), asked[1]),
-        )
+        _cost(judge, rate, size.conversations * len(rules), size.conversations / sampled, batches)
+        for rules, batches in zip((every, some), asked, strict=True)
     )
     rated, labelled = _share(config.splits, config.rated), _share(config.splits, label.labelled)
     configured = Cost(*(rated * one + labelled * other for one, other in zip(all_rules, adapter, strict=True)))
@@ -156,16 +160,18 @@ def _asked(
 
 def _measure(judge: JudgeSettings, path: Path, prompts: JudgePrompts, batches: Sequence[list[list[int]]]) -> Rate:
     engine = build_engine(judge, path)
-    fitting = [[ids for ids in batch if len(ids) <= engine.context_length] for batch in batches]
+    fitting = [kept for batch in batches if (kept := [ids for ids in batch if len(ids) <= engine.context_length])]
+    if not fitting:
+        engine.close()
+        raise ConfigError("nothing could be measured here, as no prompt fits: name a run with --measured.")
     engine.label_logprobs(fitting[0][:8], prompts.labels)
-    before, started = engine.computed, time.perf_counter()
+    started = time.perf_counter()
     for batch in fitting:
         engine.label_logprobs(batch, prompts.labels)
-    seconds, computed = time.perf_counter() - started, engine.computed - before
+    seconds = time.perf_counter() - started
     engine.close()
-    if not computed:
-        raise ConfigError("nothing could be measured here: name a run with --measured.")
-    return Rate(computed / seconds, f"here, on {sum(map(len, fitting)):,} calls")
+    distinct = sum(len(radix.build(batch)) for batch in fitting)
+    return Rate(distinct / seconds, f"here, on {sum(map(len, fitting)):,} calls")
 
 
 def _from_run(config: RateConfig, measured: str) -> Rate:
@@ -176,23 +182,22 @@ def _from_run(config: RateConfig, measured: str) -> Rate:
             other = read_json(place / "config.json").get("judge", {})
             if changed := list(differences(other, config.judge.model_dump(mode="json"))):
                 raise ConfigError(f"`measured` = {measured}: {place} ran another judge: {'; '.join(changed[:5])}.")
-            return Rate(judge["computed"] / judge["seconds"], f"in {place}, on {judge['calls']:,} calls")
+            # These count what they were sent, or what a server's cache happened to hold.
+            all_tokens = config.judge.engine in ("scripted", "openai")
+            tokens = judge["tokens" if all_tokens else "computed"]
+            return Rate(tokens / judge["seconds"], f"in {place}, on {judge['calls']:,} calls", all_tokens)
     raise ConfigError(f"`measured` = {measured}: no manifest there says what a judge has computed in how long.")
 
 
 def _cost(
-    judge: JudgeSettings,
-    rate: Rate,
-    calls: float,
-    conversations: float,
-    batches: Sequence[Sequence[Sequence[int]]],
-    sampled: int,
+    judge: JudgeSettings, rate: Rate, calls: float, scale: float, batches: Sequence[Sequence[Sequence[int]]]
 ) -> Cost:
-    scale = conversations / sampled
+    """Of all, what some batches take times `scale`."""
     tokens = sum(len(ids) for batch in batches for ids in batch) * scale
     computed = sum(len(radix.build(batch)) for batch in batches) * scale
-    hours = computed / rate.tokens_a_second / 3600
-    gpus = judge.actors.num_gpus
+    hours = (tokens if rate.all_tokens else computed) / rate.tokens_a_second / 3600
+    gpus = _gpus_an_actor(judge.actors)
+    server = judge.openai.input_price * tokens / 1e6 if judge.engine == "openai" else 0.0
     return Cost(
         calls=calls,
         tokens=tokens,
@@ -200,8 +205,16 @@ def _cost(
         actor_hours=hours,
         gpu_hours=hours * gpus,
         days=hours * 3600 / SECONDS_A_DAY / judge.actors.max,
-        price=hours * judge.actors.price_per_hour,
+        price=hours * judge.actors.price_per_hour + server,
     )
+
+
+def _gpus_an_actor(actors: ActorSettings) -> float:
+    """GPUs of an actor; on average, where a pool fills its kinds of machines."""
+    if not actors.kinds:
+        return actors.num_gpus
+    gpus = [actors.num_gpus if kind.num_gpus is None else kind.num_gpus for kind in actors.kinds]
+    return sum(kind.max * own for kind, own in zip(actors.kinds, gpus, strict=True)) / sum(k.max for k in actors.kinds)
 
 
 def show_plan(plan: Plan, *, as_json: bool) -> None:

@@ -78,7 +78,7 @@ def _rate(config: RateConfig, stage: Stage) -> None:
     store = PartStore(str(stage.data), TABLES)
     stage.claim(store, judge.origin)
     work = Work(
-        title="rating",
+        title=rating.TITLES["all_rules"],
         source=open_source(config),
         shares=config.splits,
         wanted=config.rated,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
-from ramo_ray.errors import ConfigError
+from ramo_ray.errors import ConfigError, StoppedError
 from ramo_ray.settings import RaySettings
 
 RAY_ENVIRONMENT = {
@@ -53,9 +56,27 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         raise ConfigError(f"`ray.address` = {address}: no Ray can be reached there: {error}") from None
     try:
         set_up_ray_data()
-        yield
+        with ended_by_sigterm():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM raise what a run says of a stop: Ray would exit with its number. Rounds of a run have better."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_: int, __: FrameType | None) -> None:
+        raise StoppedError("stopped as asked; run the same command again to continue.")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

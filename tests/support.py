@@ -16,12 +16,6 @@ from typing import Any, NamedTuple
 import psutil
 import pyarrow.parquet as pq
 
-from ramo_ray.pipelines import grouping, shards
-from ramo_ray.pipelines.shards import Grouped
-from ramo_ray.pipelines.sources import Source
-from ramo_ray.pipelines.tables import schema
-from ramo_ray.settings import SplitSettings
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -121,17 +115,3 @@ def merging_tokenizer(pattern: str, *merges: tuple[str, str]) -> Any:
     )
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend)
-
-
-def grouped_here(source: Source, shares: SplitSettings | None, root: Path, wanted: Sequence[str] = ("",)) -> Grouped:
-    """What `group_source` gives, made in this process."""
-    scanned = grouping.scan(source)
-    cuts = grouping.cuts_of(source, scanned, shares)
-    by_prompt: dict[str, list[dict[str, Any]]] = {}
-    for row in grouping.travelling(source, cuts, wanted):
-        by_prompt.setdefault(row["prompt_id"], []).append(dict.fromkeys(schema("rows").names) | row)
-    shards.begin_shards(str(root))
-    written = shards.write_shards(
-        (grouping.make_group(rows, cuts) for rows in by_prompt.values()), str(root), "0", shards.SHARD_GROUPS
-    )
-    return shards.indexed(str(root), scanned.rows, cuts, [written], shares, wanted)

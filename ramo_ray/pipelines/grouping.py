@@ -4,12 +4,15 @@ This is done once a run, by Ray's tasks; the driver holds counts, and the prompt
 shuffle that brings a prompt's rows together from wherever they stand in the source is a barrier, and behind it the
 work flows, resumes and is accounted for shard by shard. What was grouped stays as it was: a run that continues does
 not see rows that were added to its source since.
+
+Of a source so small that one task would have all of its rows anyway, the driver does what the tasks would.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -43,6 +46,8 @@ ROWS_A_BATCH = 512
 HASHES_A_CHUNK = 65_536
 ROWS_A_PARTITION, CHARACTERS_A_PARTITION, MOST_PARTITIONS = 20_000, 32 * 2**20, 2048
 """Rows, and their texts, that one task brings together by prompt; and the most such tasks."""
+SMALL_BYTES = 4 * 2**20
+"""Of a source's files, together and perhaps compressed, which the driver reads: some 10,000 rows, within seconds."""
 CPUS = 0.5
 """Of a task that reads or groups. Nothing else runs then, but the shuffle's own actors."""
 REASONS = 3
@@ -51,7 +56,7 @@ BAD_KEYS = 64
 
 
 def group_source(source: Source, shares: SplitSettings | None, wanted: Sequence[str], root: str) -> Grouped:
-    """Group a source's usable prompts in some splits (or [""]) into shards under `root`, once; needs a Ray.
+    """Group a source's usable prompts in some splits (or [""]) into shards under `root`, once; a large one needs a Ray.
 
     Raises:
         SourceError: no usable row.
@@ -60,12 +65,21 @@ def group_source(source: Source, shares: SplitSettings | None, wanted: Sequence[
     if found := read_grouped(root):
         return found
     begin_shards(root)
-    scanned = _scan_all(source)
-    cuts = cuts_of(source, scanned, shares)
-    written = _write_groups(source, scanned, cuts, wanted, root)
+    scan_all, write = (scan, _write_here) if _is_small(source) else (_scan_all, _write_groups)
+    scanned = scan_all(source)
+    cuts = _cuts_of(source, scanned, shares)
+    written = write(source, scanned, cuts, wanted, root)
     found = indexed(root, scanned.rows, cuts, written, shares, wanted)
     commit_shards(found)
     return found
+
+
+def _is_small(source: Source) -> bool:
+    try:
+        return sum(os.path.getsize(file) for file in source.files) <= SMALL_BYTES
+    except OSError:
+        # Not a file here: a data set of a hub.
+        return False
 
 
 # First reading: counts, and where to cut
@@ -130,7 +144,7 @@ def _nothing_usable(source: Source, found: Scan) -> SourceError:
     return SourceError(f"{source.files[0]}: none of its {found.rows} rows can be used: {reasons}.")
 
 
-def cuts_of(source: Source, scanned: Scan, shares: SplitSettings | None) -> list[float]:
+def _cuts_of(source: Source, scanned: Scan, shares: SplitSettings | None) -> list[float]:
     """Where the splits are cut.
 
     Raises:
@@ -173,10 +187,19 @@ def _write_groups(
     return [Written(*json.loads(row["written"])) for row in written.take_all()]
 
 
+def _write_here(
+    source: Source, scanned: Scan, cuts: Sequence[float], wanted: Sequence[str], root: str
+) -> list[Written]:
+    """What `_write_groups` does, in this process."""
+    columns = dict.fromkeys(schema("rows").names)
+    rows = sorted((columns | row for row in _travelling(source, cuts, wanted)), key=lambda row: row["prompt_id"])
+    return [_write_rows(rows, cuts, root, groups_a_shard(len(scanned.units)))]
+
+
 def _read_part(
     batch: pa.Table, *, parts: Sequence[Source], cuts: Sequence[float], wanted: Sequence[str]
 ) -> Iterator[pa.Table]:
-    rows = itertools.chain.from_iterable(travelling(parts[i], cuts, wanted) for i in batch["part"].to_pylist())
+    rows = itertools.chain.from_iterable(_travelling(parts[i], cuts, wanted) for i in batch["part"].to_pylist())
     empty = True
     while chunk := list(itertools.islice(rows, ROWS_A_BATCH)):
         empty = False
@@ -185,7 +208,7 @@ def _read_part(
         yield schema("rows").empty_table()
 
 
-def travelling(source: Source, cuts: Sequence[float], wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _travelling(source: Source, cuts: Sequence[float], wanted: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A source's rows as they are brought together: those of other splits, and bad ones, without their texts."""
     for number, row in enumerate(read_rows(source)):
         yield _bare(row, number) if _is_bare(row, cuts, wanted) else row
@@ -249,13 +272,14 @@ def _trio(identifier: str, row: dict[str, Any], prompt: str, places: dict[str, i
 def _write_partition(rows: pa.Table, *, cuts: Sequence[float], root: str, size: int) -> pa.Table:
     """Write the groups of a partition, whose rows are sorted by prompt; what was written."""
     listed = rows.to_pylist()
-    if not listed:
-        return _as_rows([])
-    by_prompt = itertools.groupby(listed, key=lambda row: str(row["prompt_id"]))
+    return _as_rows([_write_rows(listed, cuts, root, size)] if listed else [])
+
+
+def _write_rows(rows: Sequence[dict[str, Any]], cuts: Sequence[float], root: str, size: int) -> Written:
+    by_prompt = itertools.groupby(rows, key=lambda row: str(row["prompt_id"]))
     groups = (make_group(list(own), cuts) for _, own in by_prompt)
     # A task that is repeated writes the same files: no other partition has this prompt.
-    name = content_hash("partition", listed[0]["prompt_id"])
-    return _as_rows([write_shards(groups, root, name, size)])
+    return write_shards(groups, root, content_hash("partition", rows[0]["prompt_id"]), size)
 
 
 def _as_rows(written: Sequence[Written]) -> pa.Table:

@@ -22,7 +22,8 @@ from ramo_ray.errors import EngineError
 TRIES = 3
 """Deaths that a row is aboard of before it is given up."""
 STARTS = 3
-"""Times that an actor may die while it loads its model."""
+"""Times that an actor may die while it loads its model, or between batches: before one is begun or when it has ended,
+where no row is to blame."""
 PATIENCE = 20
 """Deaths in a row, beside those that batches under way may account for, after which it is not the rows."""
 
@@ -63,8 +64,8 @@ class Todo(NamedTuple):
 class _Batch:
     """A batch that is under way."""
 
-    def __init__(self, rows: int, actor: str, lost: dict[int, Lost]) -> None:
-        self.actor = actor
+    def __init__(self, rows: int, actor: str, role: str, lost: dict[int, Lost]) -> None:
+        self.actor, self.role = actor, role
         left = [place for place in range(rows) if place not in lost]
         self.pieces: deque[list[int]] = deque([left] if left else [])
         self.trying: list[int] | None = None
@@ -101,6 +102,10 @@ class Overseer:
         # Ray may repeat a batch that had ended, when its actor dies with a later one.
         self.lost: dict[str, dict[int, Lost]] = {}
         self.starting: Counter[str] = Counter()
+        # By role, which is an actor's way of working: where it started, deaths between batches, the last that ended.
+        self.roles: dict[str, str] = {}
+        self.between: Counter[str] = Counter()
+        self.ended: dict[str, str] = {}
         self.deaths_in_a_row = 0
         self.stopping = False
         self.draining: frozenset[str] = frozenset()
@@ -137,6 +142,9 @@ class Overseer:
         """Forget the actors of an earlier round, and what they had under way; sums and lost rows stay."""
         self.batches.clear()
         self.starting.clear()
+        self.roles.clear()
+        self.between.clear()
+        self.ended.clear()
         self.seen.clear()
         self.homes.clear()
         self.deaths_in_a_row, self.moved = 0, time.monotonic()
@@ -159,12 +167,17 @@ class Overseer:
             self.released += len(homeless)
         return self.released
 
-    def starts(self, actor: str, node: str, handle: Any, *, aside: bool = False) -> None:
+    def starts(self, actor: str, role: str, node: str, handle: Any, *, aside: bool = False) -> None:
         """An actor begins to load its model; one `aside` belongs to another pool than the one that sets the pace.
 
         Raises:
-            EngineError: it died doing so, `STARTS` times in a row.
+            EngineError: it died doing so, or between batches, `STARTS` times in a row.
         """
+        # On another node it is one that moved, or whose machine has gone.
+        again = self.roles.get(role) == node and actor not in self.starting
+        if again and not any(batch.actor == actor for batch in self.batches.values()):
+            self.between[role] += 1
+        self.roles[role] = node
         if aside:
             self.aside.add(actor)
         self._moves(actor)
@@ -175,13 +188,18 @@ class Overseer:
                 f"an actor's process died {STARTS} times while it loaded its model. Look at the memory that the model "
                 "needs, and at the worker's log in Ray's session folder."
             )
+        if self.between[role] > STARTS:
+            raise EngineError(
+                f"an actor's process died {STARTS + 1} times between batches, with nothing new done. Look at the "
+                "machine's memory, at what batch_size asks of it, and at the worker's log in Ray's session folder."
+            )
 
     def has_started(self, actor: str) -> None:
         """The actor's model is loaded."""
         self._moves(actor)
         del self.starting[actor]
 
-    def begin(self, key: str, rows: int, actor: str, node: str) -> Todo | None:
+    def begin(self, key: str, rows: int, actor: str, role: str, node: str) -> Todo | None:
         """A batch begins, or begins again because its actor died; None where nothing shall begin any more.
 
         On a node that is being drained nothing begins either: it goes when what is under way there has ended.
@@ -196,7 +214,7 @@ class Overseer:
         if known is None:
             if self.stopping:
                 return None
-            batch = self.batches[key] = _Batch(rows, actor, self.lost.get(key, {}))
+            batch = self.batches[key] = _Batch(rows, actor, role, self.lost.get(key, {}))
             todo = batch.todo(retried=False)
             batch.trying = batch.pieces[0] if batch.pieces else None
             return todo
@@ -236,8 +254,13 @@ class Overseer:
 
     def end(self, key: str) -> None:
         """A batch has ended."""
-        self._moves(self.batches[key].actor)
-        lost = self.batches.pop(key).lost
+        batch = self.batches.pop(key)
+        self._moves(batch.actor)
+        # A death after this gives the actor the same batch again.
+        if self.ended.get(batch.role) != key:
+            self.between.pop(batch.role, None)
+        self.ended[batch.role] = key
+        lost = batch.lost
         if lost:
             self.lost[key] = lost
         else:
@@ -252,11 +275,12 @@ class Watched:
     """
 
     def __init__(self, overseer: Any = None, way: str = "", *, aside: bool = False) -> None:
-        self.overseer, self.way, self.actor = overseer, way, ""
+        self.overseer, self.way, self.actor, self.role = overseer, way, "", way
         self.close: Callable[[], None] | None = None
         if overseer is not None:
             self.actor, self._node, handle = _own_place()
-            _ask(overseer.starts, self.actor, self._node, handle, aside=aside)
+            self.role = f"{self.actor}/{way}"
+            _ask(overseer.starts, self.actor, self.role, self._node, handle, aside=aside)
 
     def ready(self, close: Callable[[], None] | None = None) -> None:
         """Say that the model is loaded; `close` ends what it has started beside this process."""
@@ -284,7 +308,7 @@ class Watched:
         if self.overseer is None or not ids:
             return work(range(len(ids)))
         key = content_hash("batch", self.way, list(ids))
-        todo: Todo | None = _ask(self.overseer.begin, key, len(ids), self.actor, self._node)
+        todo: Todo | None = _ask(self.overseer.begin, key, len(ids), self.actor, self.role, self._node)
         if todo is None:
             return None
         if todo.elsewhere:

@@ -150,7 +150,7 @@ def _mark(group: Group, done: _Done, goal: Goal) -> bool:
 
 
 def _read(store: PartStore, parts: Sequence[str], goal: Goal) -> _Done:
-    cells = _known_cells(store, parts) if goal.rule_ids else {}
+    cells = _known_cells(store, parts, frozenset(goal.rule_ids)) if goal.rule_ids else {}
     if goal.member == "conversations":
         return _Done(set(), {}, cells)
     column = "trio_id" if goal.member == "trios" else "prompt_id"
@@ -167,10 +167,13 @@ def _read(store: PartStore, parts: Sequence[str], goal: Goal) -> _Done:
     return _Done(results, failures, cells)
 
 
-def _known_cells(store: PartStore, parts: Sequence[str]) -> dict[str, _Known]:
-    columns = ["conversation_id", "rule_ids", "score", "truncated", "error", "final"]
+def _known_cells(store: PartStore, parts: Sequence[str], pool: frozenset[str]) -> dict[str, _Known]:
+    """What is known of a shard's conversations. A rule that the pool has lost spoils none, nor uses up its tries."""
+    columns = ["conversation_id", "rule_ids", "score", "truncated", "error", "final", "asked"]
     found: dict[str, _Known] = {}
     for row in store.read("ratings", columns, parts).to_pylist():
+        if not pool.issuperset(row["asked"] or ()):
+            continue
         own = found.setdefault(row["conversation_id"], _Known({}))
         own.scores.update(zip(row["rule_ids"], row["score"], strict=True))
         failed = row["error"] is not None

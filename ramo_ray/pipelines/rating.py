@@ -35,7 +35,8 @@ RATING_FIELDS = ("score", "p_yes", "p_no", "p_irrelevant", "label_mass")
 
 
 Asked = Literal["all_rules", "picked_rules"]
-STAGES: dict[Asked, str] = {"all_rules": "rate", "picked_rules": "label"}
+TITLES: dict[Asked, str] = {"all_rules": "rating", "picked_rules": "labelling"}
+"""What metrics and progress say of a stage."""
 
 
 class Fault(NamedTuple):
@@ -43,6 +44,15 @@ class Fault(NamedTuple):
 
     reason: str
     final: bool
+
+
+class Judged(NamedTuple):
+    """What became of a conversation; whether the judge read it in part; the calls and prompt tokens that it took."""
+
+    answer: list[Rating] | Fault
+    truncated: bool
+    calls: int
+    tokens: int
 
 
 def rate(groups: Dataset, judge: JudgeSettings, rules: Sequence[str], asked: Asked, overseer: Any) -> Dataset:
@@ -90,7 +100,7 @@ class RuleJudge:
         self.prompts = JudgePrompts(load_tokenizer(path), judge, self.pool, bare=self.engine.applies_chat_template)
         self.bill = Bill(self.engine)
         self.asked = asked
-        self.telemetry = Telemetry(STAGES[asked]) if overseer is not None else None
+        self.telemetry = Telemetry(TITLES[asked]) if overseer is not None else None
         self.watched.ready(self.engine.close)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -103,36 +113,36 @@ class RuleJudge:
             for conversation in group["conversations"]:
                 _set_ratings(conversation, [], [])
                 conversation["truncated"] = bool(conversation["truncated"])
-        fitted = [self._fitted(group, place, asked) for group, place, asked in jobs]
         ids = [group["conversations"][place]["conversation_id"] for group, place, _ in jobs]
-        answers = self.watched.through(ids, lambda places: self._answers([fitted[place] for place in places]))
-        if answers is None:
+        # Making the prompts is part of the work: texts can kill a tokenizer, too.
+        found = self.watched.through(ids, lambda places: self._judged([jobs[place] for place in places]))
+        if found is None:
             return postponed(groups)
-        for (group, place, asked), own, answer in zip(jobs, fitted, answers, strict=True):
-            conversation = group["conversations"][place]
+        judged = [Judged(Fault(own.reason, True), False, 0, 0) if isinstance(own, Lost) else own for own in found]
+        for (group, place, asked), own in zip(jobs, judged, strict=True):
+            conversation, rule_ids = group["conversations"][place], [self.pool.ids[rule] for rule in asked]
             conversation["truncated"] = own.truncated
-            if isinstance(answer, Lost):
-                answer = Fault(answer.reason, final=True)
-            if isinstance(answer, Fault):
-                conversation["error"], conversation["final"] = answer
+            if isinstance(own.answer, Fault):
+                conversation["error"], conversation["final"] = own.answer
+                conversation["asked"] = rule_ids
                 continue
-            _set_ratings(conversation, [self.pool.ids[rule] for rule in asked], answer)
-            group["calls"] += len(own.prompts)
-            group["tokens"] += self.prompts.answers.question_tokens(own.prompts)
+            _set_ratings(conversation, rule_ids, own.answer)
+            group["calls"] += own.calls
+            group["tokens"] += own.tokens
         seconds = time.perf_counter() - started
         for group in groups:
             group["seconds"] += seconds / len(groups)
-        charged, calls = self.bill.charge(groups[0]), sum(len(own.prompts) for own in fitted)
-        tokens = sum(self.prompts.answers.question_tokens(own.prompts) for own in fitted)
+        charged = self.bill.charge(groups[0])
+        calls, tokens = sum(own.calls for own in judged), sum(own.tokens for own in judged)
         self.watched.report(calls=calls, seconds=seconds, tokens=tokens, **charged)
         if self.telemetry:
-            given = [answer for answer in answers if isinstance(answer, list)]
+            given = [own.answer for own in judged if isinstance(own.answer, list)]
             self.telemetry.tell(
                 calls=calls,
                 seconds=seconds,
                 tokens=tokens,
                 computed=int(charged["computed"]),
-                errors=len(answers) - len(given),
+                errors=len(judged) - len(given),
                 masses=[rating.label_mass for ratings in given for rating in ratings],
             )
         return table("groups", groups)
@@ -155,6 +165,15 @@ class RuleJudge:
     def _fitted(self, group: Group, place: int, rules: list[int]) -> Fitted:
         response = group["conversations"][place]["response"]
         return self.fit(self.prompts, group["prompt"], response, rules, self.engine.context_length)
+
+    def _judged(self, jobs: Sequence[tuple[Group, int, list[int]]]) -> list[Judged]:
+        """What becomes of some conversations of some groups."""
+        fitted = [self._fitted(group, place, asked) for group, place, asked in jobs]
+        count = self.prompts.answers.question_tokens
+        return [
+            Judged(answer, own.truncated, len(own.prompts), count(own.prompts))
+            for own, answer in zip(fitted, self._answers(fitted), strict=True)
+        ]
 
     def _answers(self, fitted: Sequence[Fitted]) -> list[list[Rating] | Fault]:
         """Ratings, or why there are none, for each conversation's prompts.
@@ -225,6 +244,7 @@ def rating_rows(group: Group, fingerprint: str) -> list[dict[str, Any]]:
             "truncated": conversation["truncated"],
             "error": conversation["error"],
             "final": conversation["final"],
+            "asked": conversation["asked"],
             "fingerprint": fingerprint,
         }
         for conversation in group["conversations"]

@@ -8,7 +8,9 @@ part cost (judge calls, tokens, seconds) lies in the metadata of its commit file
 A part's name begins with its shard's number. What is done in a shard is read from the shard's own parts, by the task
 that reads the shard: no process ever holds the ids of more than one shard. For 10^8 conversations in shards of
 10^3 prompts, with `part_groups` at 10^3, that is 10^5 files a table and about 1 MB of ids in a task; a driver that
-lists them holds 20 MB of names, and reads their footers once at the end, at some thousand a second.
+lists them holds 20 MB of names, and reads their footers once at the end, at some thousand a second. Where blocks are
+small beside parts it is more: groups come mixed from all shards that are being read (8 to 32), each of which gets a
+part of its own of what is committed together.
 
 Ray Data has a checkpointing of its own. It counts a row with an error as done, keys by row (adding 20 rules would rate
 all 100 again), wants no fan-out between reading and writing, and a finished run starts its actors to find that out.
@@ -137,17 +139,19 @@ class PartStore(NamedTuple):
             raise RamoError(f"{self.root}: another run has taken over; what this one had under way is left to it.")
 
     def claim(self, origin: Mapping[str, Any]) -> list[str]:
-        """Note what the tables' results depend on; say what differs from what was noted before, which stays then."""
+        """Note what the tables' results depend on; say what differs from what was noted before, which stays then.
+
+        While there are no results, what was noted before is that of a run that came to nothing.
+        """
         files, base = filesystem(self.root)
         # As JSON gives it back.
         now = json.loads(json.dumps(origin))
-        try:
-            with files.open_input_stream(f"{base}/{ORIGIN}") as stream:
-                before = json.loads(stream.read())
-        except FileNotFoundError:
+        if not self.files(self.names[-1]):
             files.create_dir(base, recursive=True)
             write_text(files, f"{base}/{ORIGIN}", json.dumps(now, indent=2))
             return []
+        with files.open_input_stream(f"{base}/{ORIGIN}") as stream:
+            before = json.loads(stream.read())
         keys = sorted({*before, *now})
         return [_change(key, before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)]
 

@@ -33,6 +33,8 @@ def schema(name: str) -> pa.Schema:
         ("truncated", pa.bool_()),
         ("error", string),
         ("final", pa.bool_()),
+        # Of a row with an error, the rules that it was asked: there is nothing in the others.
+        ("asked", strings),
     ]
     failure = [("origin", string), ("id", string), ("reason", string)]
     trio = [("trio_id", string), ("a", pa.int32()), ("b", pa.int32()), ("label", pa.int8()), ("error", string)]

@@ -26,6 +26,7 @@ from ramo_ray.models.resolve import resolve
 
 MODEL = "bundled:smollm2-135m-instruct"
 TRIOS, LATENCY_S, BATCH = 500, 1.2, 4
+PARTS = ("poison", "kills")
 LONGEST_S = 30.0
 """Until a driver is killed, at most: some 8 seconds pass before the first commit."""
 
@@ -40,13 +41,14 @@ def kills(moments: int, seed: int) -> dict[str, float]:
         (folder / "trios.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         words = ["judge.engine=scripted", f"judge.scripted.latency_s={LATENCY_S}", f"judge.batch_size={BATCH}"]
         words += [f"trios={folder / 'trios.jsonl'}", f"rules={folder / 'rules.yaml'}", f"output={folder / 'run'}"]
-        words += ["selection.r=1", "ray.num_cpus=2", "ray.object_store_gib=0.3", "judge.actors.num_cpus=0.5"]
+        words += ["ray.num_cpus=2", "ray.object_store_gib=0.3", "judge.actors.num_cpus=0.5"]
         words += ["rated=[adapter_train, adapter_test, reward_train, reward_test]"]
         command = [sys.executable, "-m", "jobs.rate", str(ROOT / "jobs/configs/laptop"), *words]
         ended = 0
         for _ in range(moments):
-            status, _, had = stop(command, after(random.uniform(0.5, LONGEST_S)), signal.SIGKILL)
-            ended += status != -signal.SIGKILL
+            status, told, had = stop(command, after(random.uniform(0.5, LONGEST_S)), signal.SIGKILL)
+            assert status in (0, -signal.SIGKILL), told
+            ended += status == 0
             wait_until(lambda had=had: all_gone(had), 60)  # type: ignore[misc]
         parts = len(list((folder / "run/data/ratings").glob("part-*")))
         done = run(command)
@@ -80,10 +82,13 @@ def main() -> None:
     arguments.add_argument("--moments", type=int, default=20)
     arguments.add_argument("--trios", type=int, default=TRIOS)
     arguments.add_argument("--seed", type=int, default=int(time.time()))
+    arguments.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     chosen = arguments.parse_args()
     measures: dict[str, float] = {"seed": chosen.seed}
-    measures |= poison(chosen.trios)
-    measures |= kills(chosen.moments, chosen.seed)
+    if "poison" in chosen.parts:
+        measures |= poison(chosen.trios)
+    if "kills" in chosen.parts:
+        measures |= kills(chosen.moments, chosen.seed)
     publish("chaos", measures, chosen.output)
 
 

@@ -5,10 +5,11 @@ bare engine's rate one actor behind the whole pipeline has; how much the driver'
 Prints a table, and writes runs/bench/scale.json.
 
 The actors are the pipeline's, with the scripted engine, in a process each. On two cores they come up one after another,
-so the clock runs from when all have done a few batches until the first has ended; machines are not in step either, so
-each waits a while before it begins. So that 64 fit into 24 GiB, they load their tokenizer without torch and the model
-code that come along elsewhere (400 MB a process), which gives the same prompts: that is checked first. And so that two
-cores do what 64 machines would, a batch is one prompt group. What CPUs do for a batch, in all processes, is measured.
+so the clock runs from when all have done some batches until the first has ended; machines are not in step either, so
+each waits once for a part of a batch's time. So that 64 fit into 24 GiB, they load their tokenizer without torch and
+the model code that come along elsewhere (400 MB a process), which gives the same prompts: that is checked first. And so
+that two cores do what 64 machines would, a batch is one prompt group. What CPUs do for a batch, in all processes, is
+measured.
 """
 
 from __future__ import annotations
@@ -33,19 +34,20 @@ from works import RULES, rating_work, scripted, write_trios
 
 from jobs.flow import Work, run_groups
 from ramo_ray.core.rules import make_pool
+from ramo_ray.engines import build_engine
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines import rating
 from ramo_ray.pipelines.prompts import JudgePrompts
 from ramo_ray.pipelines.rating import RuleJudge
-from ramo_ray.pipelines.tables import table
 from ramo_ray.settings import JudgeSettings
 
 MODEL = "bundled:smollm2-135m-instruct"
 SIZES = (1, 8, 32, 64)
 BATCH, SECONDS_A_BATCH, BATCHES_AN_ACTOR = 1, 2.0, 60
-WARM_UP = 20
-"""Batches that each actor does before the clock starts: until then, Ray starts the processes that read and write."""
+OUT_OF_STEP, WARM_UP = 16, 20
+"""Batches that each actor does before it waits once, and before the clock starts: until then, Ray starts the processes
+that read and write."""
 PART = 16
 """Groups that are committed together."""
 MILLION = 1_000_000
@@ -73,12 +75,15 @@ class LightJudge(RuleJudge):
         rating.load_tokenizer = light_tokenizer
         super().__init__(settings, RULES, "all_rules", overseer)
         self.notes = (Path(notes) / str(os.getpid())).open("w")
+        self.batches = 0
 
     def __call__(self, batch: Any) -> Any:
-        if not self.notes.tell():
-            time.sleep(random.uniform(0, self.engine.latency_s))
+        if not self.batches:
             self._note()
         rated = super().__call__(batch)
+        self.batches += 1
+        if self.batches == OUT_OF_STEP:
+            time.sleep(random.uniform(0, self.engine.latency_s))
         self._note()
         return rated
 
@@ -188,29 +193,19 @@ def watched(what: Callable[[], float]) -> Iterator[list[tuple[float, float]]]:
 
 def behind_the_pipeline() -> float:
     """Share of the bare engine's rate that one actor has behind the pipeline."""
-    settings = judge(1, 0.5, BATCH)
-    prompts = 60 * BATCH
-    bare = RuleJudge(settings.model_dump(mode="json"), RULES, "all_rules")
+    settings = judge(1, SECONDS_A_BATCH, BATCH)
+    prompts = JudgePrompts(load_tokenizer(resolve(MODEL)), settings, make_pool("judge", RULES, origin="here"))
     with scratch() as folder:
-        write_trios(folder, prompts)
+        write_trios(folder, BATCH * BATCHES_AN_ACTOR)
         with ray_of(4):
-            given = work(folder, settings, BATCH)
-            run_groups(given)
+            run_groups(work(folder, settings, BATCH))
         piped = Noted(folder).batches_a_second()
-        groups = [group for shard in range(1) for group in shards(given)[shard][: 20 * BATCH]]
-        batches = [table("groups", groups[i : i + BATCH]) for i in range(0, len(groups), BATCH)]
-        started = time.perf_counter()
-        for batch in batches:
-            bare(batch)
-        return piped / (len(batches) / (time.perf_counter() - started))
-
-
-def shards(given: Work) -> list[list[dict[str, Any]]]:
-    from ramo_ray.pipelines.shards import read_grouped
-
-    grouped = read_grouped(given.store.root)
-    assert grouped is not None
-    return [grouped.groups(shard) for shard in range(len(grouped.shards))]
+    asked = [prompts.ids([{"role": "user", "content": "What is 7?"}], "A number, 7.", range(len(RULES)))] * 2 * BATCH
+    engine = build_engine(settings, resolve(MODEL))
+    started = time.perf_counter()
+    for _ in range(10):
+        engine.label_logprobs([ids for own in asked for ids in own], prompts.labels)
+    return piped / (10 / (time.perf_counter() - started))
 
 
 @contextlib.contextmanager

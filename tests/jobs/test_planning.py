@@ -44,8 +44,10 @@ def test_the_calls_and_tokens_of_a_small_source_are_exact(setup: Setup) -> None:
 def test_a_rate_is_taken_from_a_run(setup: Setup) -> None:
     folder = setup.output / "rate"
     folder.mkdir(parents=True)
-    judge = {"calls": 600, "computed": 30_000, "seconds": 15.0}
+    judge = {"calls": 600, "tokens": 30_000, "computed": 30_000, "seconds": 15.0}
     (folder / "manifest.json").write_text(json.dumps({"job": "rate", "judge": judge}))
+    own = load(RateConfig, setup.configs, words(setup)).model_dump(mode="json")
+    (folder / "config.json").write_text(json.dumps(own))
     actors = ["judge.actors.max=4", "judge.actors.num_gpus=2"]
     plan = make_plan(setup.configs, words(setup, *actors), str(setup.output), sample=3)
     assert plan.rate.tokens_a_second == 2000

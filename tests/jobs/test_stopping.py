@@ -17,6 +17,7 @@ from support import ROOT, Setup, after, all_gone, manifest, rated_once, run, sto
 from jobs.observer import asked_to_stop
 from jobs.pipeline import plan, run_pipeline
 from jobs.rate import RateConfig
+from jobs.session import ended_by_sigterm
 from ramo_ray.errors import StoppedError
 
 pytestmark = pytest.mark.slow
@@ -37,6 +38,11 @@ def test_nodes_of_two_kinds_that_are_drained_and_die_cost_no_row(tmp_path: Path,
     assert found["at_the_drained_later"] <= 2, found
     # The killed one took a batch along, that another did again.
     assert batches["killed"] == 3, found
+
+
+def test_a_stop_between_rounds_is_one_too() -> None:
+    with pytest.raises(StoppedError, match="run the same command again"), ended_by_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_stop_while_the_last_batch_of_a_stage_ends_is_one_of_the_pipeline(

@@ -12,6 +12,7 @@ import pytest
 from ramo_ray.config import find_ramo_error
 from ramo_ray.core.records import prompt_id
 from ramo_ray.errors import ModelError, SourceError
+from ramo_ray.pipelines import grouping
 from ramo_ray.pipelines.actors import pool_options
 from ramo_ray.pipelines.grouping import group_source
 from ramo_ray.pipelines.shards import Grouped, groups_a_shard, read_grouped
@@ -20,6 +21,12 @@ from ramo_ray.settings import SPLITS, ActorSettings, SourceSettings, SplitSettin
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 PROMPTS, RESPONSES = 12, ("one", "two", "three", "four")
+
+
+@pytest.fixture(autouse=True)
+def by_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No source is too small for Ray's tasks."""
+    monkeypatch.setattr(grouping, "SMALL_BYTES", -1)
 
 
 def jsonl(file: Path, rows: list[Any]) -> None:
@@ -78,14 +85,18 @@ def test_trios_of_one_prompt_come_together_from_two_files(source: Source, tmp_pa
     bad = list(grouped.bad_rows())
     assert Counter(row["reason"] for row in bad)["repeats an earlier row"] == PROMPTS
     assert grouped.rows == 4 * PROMPTS + 3 == grouped.count([""]) + len(bad)
-    # Without Ray it comes out the same. (Not imported above: an actor of this module could not.)
-    from support import grouped_here
 
-    here = grouped_here(source, None, tmp_path / "here")
-    assert here._replace(root="", shards=[], bad=[]) == grouped._replace(root="", shards=[], bad=[])
-    without_shard = [[group | {"shard": 0} for group in groups_of(one)] for one in (here, grouped)]
-    ordered = [sorted(groups, key=lambda group: group["prompt_id"]) for groups in without_shard]
-    assert ordered[0] == ordered[1]
+
+def test_the_driver_groups_a_small_source_as_the_tasks_do_a_large_one(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_tasks = group_source(source, SplitSettings(), SPLITS, str(tmp_path / "tasks"))
+    monkeypatch.undo()
+    monkeypatch.setattr(grouping, "_scan_all", None)
+    here = group_source(source, SplitSettings(), SPLITS, str(tmp_path / "here"))
+    assert here._replace(root="") == by_tasks._replace(root="")
+    assert groups_of(here) == groups_of(by_tasks)
+    assert sorted(map(str, here.bad_rows())) == sorted(map(str, by_tasks.bad_rows()))
 
 
 def test_it_is_grouped_once_and_what_was_interrupted_is_done_again(source: Source, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def conversation(name: str, *scores: float, rules: list[str] = RULES, error: str
         "truncated": False,
         "error": error,
         "final": False,
+        "asked": rules if error else None,
         "known": None,
         "known_score": None,
     }

@@ -147,7 +147,7 @@ def test_a_batch_that_had_ended_and_is_repeated_kills_nobody() -> None:
 
 def test_a_run_that_stops_begins_nothing_and_ends_what_has_begun() -> None:
     judge = Judge(set())
-    judge.handle.own.begin("under way", 2, "actor", "node")
+    judge.handle.own.begin("under way", 2, "actor", "actor/", "node")
     judge.handle.own.stop()
     assert judge.batch(["a"]) is None
     assert judge.worked == {}
@@ -171,6 +171,27 @@ def test_an_actor_that_dies_while_it_loads_its_model_is_given_up() -> None:
         Watched(handle)
     with pytest.raises(EngineError, match="died 3 times while it loaded its model"):
         Watched(handle)
+
+
+def test_an_actor_that_dies_before_a_batch_begins_or_when_it_has_ended_is_given_up() -> None:
+    for ids in ([], ["a"]):
+        handle = Handle()
+        for _ in range(STARTS + 1):
+            watched = Watched(handle, "way")
+            watched.ready()
+            watched.through(ids, lambda places: [0] * len(places))
+            # Another way of the same actor, in the same process.
+            Watched(handle, "other").ready()
+        with pytest.raises(EngineError, match="died 4 times between batches"):
+            Watched(handle, "way")
+
+
+def test_deaths_between_batches_count_while_nothing_new_is_done() -> None:
+    handle = Handle()
+    for n in range(10 * STARTS):
+        watched = Watched(handle)
+        watched.ready()
+        watched.through([str(n // 2)], lambda places: [0] * len(places))
 
 
 def test_one_that_starts_in_the_end_may_die_as_often_again() -> None:
@@ -202,8 +223,8 @@ def test_actors_count_while_they_work_and_a_while_longer(monkeypatch: pytest.Mon
     clock = [0.0]
     monkeypatch.setattr(overseer.time, "monotonic", lambda: clock[0])
     own = Overseer()
-    own.begin("a", 1, "one", "node")
-    own.begin("b", 1, "two", "node")
+    own.begin("a", 1, "one", "one/", "node")
+    own.begin("b", 1, "two", "two/", "node")
     own.end("b")
     clock[0] = 100
     assert own.totals() == {"actors": 2, "busy": 1, "actor_seconds": 200, "under_way": 1}
@@ -218,7 +239,7 @@ def test_on_a_node_that_is_to_go_nothing_begins_and_nothing_is_blamed(monkeypatc
     judge = Judge(set())
     own, gone = judge.handle.own, []
     monkeypatch.setattr(overseer, "DRAINING_SECONDS", 0.0)
-    own.begin("under way", 2, "other", "elsewhere")
+    own.begin("under way", 2, "other", "other/", "elsewhere")
 
     class Left(BaseException):
         pass
@@ -249,9 +270,9 @@ def test_actors_without_a_node_are_given_up_when_nothing_else_moves(monkeypatch:
     monkeypatch.setattr(overseer, "_give_up", given_up.append)
     monkeypatch.setattr(overseer.time, "monotonic", lambda: clock[0])
     for actor, node in (("well", "up"), ("homeless", "gone")):
-        own.starts(actor, node, f"handle of {actor}")
+        own.starts(actor, f"{actor}/", node, f"handle of {actor}")
         own.has_started(actor)
-        own.begin(f"batch of {actor}", 1, actor, node)
+        own.begin(f"batch of {actor}", 1, actor, f"{actor}/", node)
     clock[0] += HOMELESS_SECONDS
     # The others work on: a machine may come in the meantime.
     assert own.release() == 0
@@ -263,7 +284,7 @@ def test_actors_without_a_node_are_given_up_when_nothing_else_moves(monkeypatch:
     assert given_up == ["handle of homeless"]
     assert own.totals()["actors"] == 1
     # The batch that it had under way is free: whoever is given it begins it anew.
-    assert own.begin("batch of homeless", 1, "well", "up") == ([[0]], {}, {}, False, False)
+    assert own.begin("batch of homeless", 1, "well", "well/", "up") == ([[0]], {}, {}, False, False)
     clock[0] += 10 * HOMELESS_SECONDS
     assert own.release() == 1
 
@@ -273,13 +294,13 @@ def test_a_stop_does_not_keep_the_homeless_and_a_new_round_forgets_them(monkeypa
     monkeypatch.setattr(overseer, "_nodes", set)
     monkeypatch.setattr(overseer, "_give_up", given_up.append)
     monkeypatch.setattr(overseer.time, "monotonic", lambda: clock[0])
-    own.starts("homeless", "gone", "its handle")
-    own.begin("batch", 1, "homeless", "gone")
+    own.starts("homeless", "homeless/", "gone", "its handle")
+    own.begin("batch", 1, "homeless", "homeless/", "gone")
     own.stop()
     clock[0] += 2 * HOMELESS_SECONDS
     assert own.release() == 1
     assert given_up == ["its handle"]
-    own.starts("another", "gone", "its handle")
+    own.starts("another", "another/", "gone", "its handle")
     own.begin_round()
     clock[0] += 2 * HOMELESS_SECONDS
     assert own.release() == 1
@@ -289,7 +310,7 @@ def test_a_stop_does_not_keep_the_homeless_and_a_new_round_forgets_them(monkeypa
 def test_a_pool_aside_is_watched_but_sets_no_pace() -> None:
     own = Overseer()
     for actor, aside in (("judge", False), ("picker", True)):
-        own.starts(actor, "node", None, aside=aside)
-        own.begin(f"batch of {actor}", 1, actor, "node")
+        own.starts(actor, f"{actor}/", "node", None, aside=aside)
+        own.begin(f"batch of {actor}", 1, actor, f"{actor}/", "node")
     found = own.totals()
     assert (found["actors"], found["busy"], found["under_way"]) == (1, 1, 2)

@@ -26,7 +26,13 @@ def group(prompt: str, conversations: int, *trios: tuple[int, int]) -> dict[str,
     }
 
 
-def rating(conversation: str, *rules: str, error: str | None = None, final: bool = False) -> dict[str, Any]:
+def rating(
+    conversation: str,
+    *rules: str,
+    error: str | None = None,
+    final: bool = False,
+    asked: tuple[str, ...] | None = None,
+) -> dict[str, Any]:
     scores = [float(rule[1:]) / 4 for rule in rules]
     return {
         "conversation_id": conversation,
@@ -35,6 +41,7 @@ def rating(conversation: str, *rules: str, error: str | None = None, final: bool
         "truncated": False,
         "error": error,
         "final": final,
+        "asked": asked,
         "fingerprint": "f",
     }
 
@@ -116,6 +123,17 @@ def test_what_is_final_is_not_tried_again(store: PartStore) -> None:
     write(store, "ratings", rating("p0", *RULES), rating("p1", error="too long", final=True))
     assert left(store, RATED._replace(max_tries=9), group("p", 2, (0, 1))) == []
     assert account([group("p", 2, (0, 1))], store, parts(store), RATED).lost[0]["reason"] == "too long"
+
+
+def test_what_a_rule_spoilt_is_tried_without_it(store: PartStore) -> None:
+    spoilt = rating("p1", error="too long", final=True, asked=RULES)
+    write(store, "ratings", rating("p0", *RULES), spoilt)
+    assert left(store, RATED, group("p", 2, (0, 1))) == []
+    (found,) = left(store, RATED._replace(rule_ids=RULES[1:]), group("p", 2, (0, 1)))
+    assert [c["done"] for c in found["conversations"]] == [True, False]
+    # With more rules it is as long.
+    (found,) = left(store, RATED._replace(rule_ids=(*RULES, "r4")), group("p", 2, (0, 1)))
+    assert [c["done"] for c in found["conversations"]] == [False, True]
 
 
 # Trios and prompts

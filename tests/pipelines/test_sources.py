@@ -6,17 +6,18 @@ import gzip
 import itertools
 import json
 import random
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, grouped_here
+from support import ROOT
 
 from ramo_ray.core.records import conversation_id, prompt_id, trio_id
 from ramo_ray.errors import ConfigError, SourceError
 from ramo_ray.pipelines import sources
-from ramo_ray.pipelines.grouping import make_group
+from ramo_ray.pipelines.grouping import group_source, make_group
 from ramo_ray.pipelines.reading import place_of
 from ramo_ray.pipelines.shards import Grouped
 from ramo_ray.pipelines.sources import Source
@@ -42,7 +43,7 @@ def open_rows(file: Path, rows: list[Any], **settings: Any) -> Source:
 
 def survey(source: Source, shares: SplitSettings | None, root: Path) -> tuple[Grouped, list[dict[str, Any]]]:
     """What was grouped, and the rows that were set aside, in the source's order."""
-    grouped = grouped_here(source, shares, root / "grouped", SPLITS if shares else ("",))
+    grouped = group_source(source, shares, SPLITS if shares else ("",), tempfile.mkdtemp(dir=root))
     return grouped, sorted(grouped.bad_rows(), key=lambda row: place_of(row["origin"]))
 
 
