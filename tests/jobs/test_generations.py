@@ -108,8 +108,8 @@ def test_two_judges_under_one_name_are_refused_by_what_differs(setup: Setup, tmp
     assert again["fingerprint"] != first["fingerprint"]
 
 
-def test_what_was_given_up_is_tried_again_when_more_tries_are_allowed(setup: Setup) -> None:
-    """A judge whose context holds few conversations: those that do not fit are final, whatever is allowed."""
+def test_what_is_final_is_not_tried_again_however_many_tries_are_allowed(setup: Setup) -> None:
+    """A judge whose context holds few conversations. (One that is not final comes back in test_server_judge.)"""
     lengths = "judge.max_length=760"
     first = rate(setup, lengths, "judge.max_tries=1", "max_bad_fraction=1")
     assert 0 < first["counts"]["given_up"] < CONVERSATIONS
