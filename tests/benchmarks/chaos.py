@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -27,8 +28,8 @@ from ramo_ray.models.resolve import resolve
 MODEL = "bundled:smollm2-135m-instruct"
 TRIOS, LATENCY_S, BATCH = 500, 1.2, 4
 PARTS = ("poison", "kills")
-LONGEST_S = 30.0
-"""Until a driver is killed, at most: some 8 seconds pass before the first commit."""
+LONGEST = 2.0
+"""Until a driver is killed, at most, in times of what passes before a first commit: half are killed at work."""
 
 
 def kills(moments: int, seed: int) -> dict[str, float]:
@@ -44,19 +45,39 @@ def kills(moments: int, seed: int) -> dict[str, float]:
         words += ["ray.num_cpus=2", "ray.object_store_gib=0.3", "judge.actors.num_cpus=0.5"]
         words += ["rated=[adapter_train, adapter_test, reward_train, reward_test]"]
         command = [sys.executable, "-m", "jobs.rate", str(ROOT / "jobs/configs/laptop"), *words]
-        ended = 0
-        for _ in range(moments):
-            status, told, had = stop(command, after(random.uniform(0.5, LONGEST_S)), signal.SIGKILL)
+        ratings = folder / "run/data/ratings"
+
+        def kill(when: Callable[[], bool]) -> bool:
+            """Whether it still ran."""
+            status, told, had = stop(command, when, signal.SIGKILL)
             assert status in (0, -signal.SIGKILL), told
-            ended += status == 0
-            wait_until(lambda had=had: all_gone(had), 60)  # type: ignore[misc]
-        parts = len(list((folder / "run/data/ratings").glob("part-*")))
+            wait_until(lambda: all_gone(had), 60)
+            return status != 0
+
+        def parts() -> int:
+            return len(list(ratings.glob("part-*")))
+
+        began = time.monotonic()
+        killed = int(kill(lambda: parts() > 0))
+        first = time.monotonic() - began
+        at_work = 0
+        for _ in range(moments - 1):
+            before = parts()
+            killed += kill(after(random.uniform(0.5, LONGEST * first)))
+            at_work += parts() > before
+        kept = parts()
         done = run(command)
         assert done.returncode == 0, done.stderr
         rated, counts = rated_once(folder / "run/data"), manifest(folder / "run")["counts"]
         assert len(rated) == 2 * TRIOS == counts["conversations"]
         assert not any(row["error"] for row in rated)
-        return {"kills": moments - ended, "conversations_rated_once": len(rated), "parts_before_the_last": parts}
+        return {
+            "kills": killed,
+            "of_them_after_a_commit": at_work + 1,
+            "conversations_rated_once": len(rated),
+            "parts_before_the_last_run": kept,
+            "parts": parts(),
+        }
 
 
 def poison(trios: int) -> dict[str, float]:
