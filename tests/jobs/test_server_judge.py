@@ -72,7 +72,7 @@ def test_rating_by_a_server_that_goes_and_comes_back(
     assert "server: requests" in done.stdout
     assert "server: cost" in done.stdout
     # As it goes on, too.
-    assert re.search(r"rating: .* · cost 0\.\d\d", done.stderr)
+    assert re.search(r"rating: .* · cost 0\.\d\d", done.stdout)
     files = sorted(map(str, (setup.output / "data/ratings").glob("*.parquet")))
     rows = pads.dataset(files, format="parquet").to_table().to_pylist()
     assert {row["fingerprint"] for row in rows} == {found["fingerprint"]}

@@ -65,17 +65,18 @@ def test_a_stop_while_the_last_batch_of_a_stage_ends_is_one_of_the_pipeline(
 
 def test_a_run_stopped_in_every_way_rates_each_conversation_once(setup: Setup) -> None:
     # So many, and so slowly, that a signal comes while there is work.
-    more = [{"prompt": f"Why {n}?", "chosen": f"As {n} is so.", "rejected": f"No, {n} is not."} for n in range(14)]
+    more = [{"prompt": f"Why {n}?", "chosen": f"As {n} is so.", "rejected": f"No, {n} is not."} for n in range(24)]
     with setup.trios.open("a") as stream:
         stream.write("".join(json.dumps(row) + "\n" for row in more))
-    command = setup.job("rate", f"trios={setup.trios}", "judge.engine=scripted", "judge.scripted.latency_s=0.4")
+    command = setup.job("rate", f"trios={setup.trios}", "judge.engine=scripted")
+    slowly = [*command, "judge.scripted.latency_s=1.5"]
     ratings = setup.output / "data/ratings"
 
     def parts() -> dict[str, int]:
         return {file.name: file.stat().st_mtime_ns for file in ratings.glob("part-*")}
 
     def stopped(when: Callable[[], bool], how: signal.Signals) -> tuple[int, str]:
-        status, told, had = stop(command, when, how)
+        status, told, had = stop(slowly, when, how)
         wait_until(lambda: all_gone(had), 30)
         assert "Traceback" not in told
         return status, told
