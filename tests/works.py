@@ -12,7 +12,7 @@ from jobs.flow import Work
 from ramo_ray.core.rules import make_pool
 from ramo_ray.pipelines.actors import pool_options
 from ramo_ray.pipelines.progress import Goal
-from ramo_ray.pipelines.rating import RuleJudge, rated_rows
+from ramo_ray.pipelines.rating import TITLES, RuleJudge, rated_rows
 from ramo_ray.pipelines.sources import open_trios
 from ramo_ray.pipelines.store import PartStore
 from ramo_ray.settings import JudgeSettings, SourceSettings
@@ -60,7 +60,7 @@ def rating_work(
         )
 
     return Work(
-        title="rating",
+        title=TITLES["all_rules"],
         source=open_trios(str(folder / "trios.jsonl"), SourceSettings(), None),
         shares=None,
         wanted=[""],

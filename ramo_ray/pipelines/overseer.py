@@ -14,6 +14,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from ramo_ray.core.records import content_hash
@@ -93,6 +94,15 @@ class _Batch:
         return Todo(list(self.pieces), self.known, self.lost, retried)
 
 
+@dataclass
+class _Role:
+    """An actor's way of working: where it started, its deaths between batches, and the last batch that ended."""
+
+    node: str = ""
+    deaths: int = 0
+    ended: str = ""
+
+
 class Overseer:
     """Sums what actors report (not exact where a batch is repeated: tables are), and keeps their batches."""
 
@@ -102,10 +112,7 @@ class Overseer:
         # Ray may repeat a batch that had ended, when its actor dies with a later one.
         self.lost: dict[str, dict[int, Lost]] = {}
         self.starting: Counter[str] = Counter()
-        # By role, which is an actor's way of working: where it started, deaths between batches, the last that ended.
-        self.roles: dict[str, str] = {}
-        self.between: Counter[str] = Counter()
-        self.ended: dict[str, str] = {}
+        self.roles: dict[str, _Role] = {}
         self.deaths_in_a_row = 0
         self.stopping = False
         self.draining: frozenset[str] = frozenset()
@@ -143,8 +150,6 @@ class Overseer:
         self.batches.clear()
         self.starting.clear()
         self.roles.clear()
-        self.between.clear()
-        self.ended.clear()
         self.seen.clear()
         self.homes.clear()
         self.deaths_in_a_row, self.moved = 0, time.monotonic()
@@ -173,11 +178,12 @@ class Overseer:
         Raises:
             EngineError: it died doing so, or between batches, `STARTS` times in a row.
         """
+        own = self.roles.setdefault(role, _Role())
         # On another node it is one that moved, or whose machine has gone.
-        again = self.roles.get(role) == node and actor not in self.starting
+        again = own.node == node and actor not in self.starting
         if again and not any(batch.actor == actor for batch in self.batches.values()):
-            self.between[role] += 1
-        self.roles[role] = node
+            own.deaths += 1
+        own.node = node
         if aside:
             self.aside.add(actor)
         self._moves(actor)
@@ -188,7 +194,7 @@ class Overseer:
                 f"an actor's process died {STARTS} times while it loaded its model. Look at the memory that the model "
                 "needs, and at the worker's log in Ray's session folder."
             )
-        if self.between[role] > STARTS:
+        if own.deaths > STARTS:
             raise EngineError(
                 f"an actor's process died {STARTS + 1} times between batches, with nothing new done. Look at the "
                 "machine's memory, at what batch_size asks of it, and at the worker's log in Ray's session folder."
@@ -256,10 +262,11 @@ class Overseer:
         """A batch has ended."""
         batch = self.batches.pop(key)
         self._moves(batch.actor)
+        own = self.roles.setdefault(batch.role, _Role())
         # A death after this gives the actor the same batch again.
-        if self.ended.get(batch.role) != key:
-            self.between.pop(batch.role, None)
-        self.ended[batch.role] = key
+        if own.ended != key:
+            own.deaths = 0
+        own.ended = key
         lost = batch.lost
         if lost:
             self.lost[key] = lost

@@ -6,7 +6,6 @@ Run by `make bench-chaos`, which takes some 20 minutes. Prints a table and write
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from fragile import fragile_work
 from scale import ray_of
 from support import ROOT, after, all_gone, manifest, rated_once, run, stop, wait_until
 from workload import publish
-from works import RULES
+from works import RULES, write_trios
 
 from jobs.flow import run_groups
 from ramo_ray.models.resolve import resolve
@@ -32,14 +31,13 @@ LONGEST = 2.0
 """Until a driver is killed, at most, in times of what passes before a first commit: half are killed at work."""
 
 
-def kills(moments: int, seed: int) -> dict[str, float]:
+def kills(moments: int, trios: int, seed: int) -> dict[str, float]:
     """Kill a run's driver so many times, then let it end: what became of its conversations."""
     random = Random(seed)
     with tempfile.TemporaryDirectory(prefix="ramo-chaos-") as name:
         folder = Path(name)
         (folder / "rules.yaml").write_text(yaml.safe_dump({"rules": RULES}))
-        rows = [{"prompt": f"Why {n}?", "chosen": f"As {n} is so.", "rejected": f"Not {n}."} for n in range(TRIOS)]
-        (folder / "trios.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_trios(folder, trios)
         words = ["judge.engine=scripted", f"judge.scripted.latency_s={LATENCY_S}", f"judge.batch_size={BATCH}"]
         words += [f"trios={folder / 'trios.jsonl'}", f"rules={folder / 'rules.yaml'}", f"output={folder / 'run'}"]
         words += ["ray.num_cpus=2", "ray.object_store_gib=0.3", "judge.actors.num_cpus=0.5"]
@@ -69,7 +67,7 @@ def kills(moments: int, seed: int) -> dict[str, float]:
         done = run(command)
         assert done.returncode == 0, done.stderr
         rated, counts = rated_once(folder / "run/data"), manifest(folder / "run")["counts"]
-        assert len(rated) == 2 * TRIOS == counts["conversations"]
+        assert len(rated) == 2 * trios == counts["conversations"]
         assert not any(row["error"] for row in rated)
         return {
             "kills": killed,
@@ -109,7 +107,7 @@ def main() -> None:
     if "poison" in chosen.parts:
         measures |= poison(chosen.trios)
     if "kills" in chosen.parts:
-        measures |= kills(chosen.moments, chosen.seed)
+        measures |= kills(chosen.moments, chosen.trios, chosen.seed)
     publish("chaos", measures, chosen.output)
 
 
