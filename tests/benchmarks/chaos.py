@@ -61,8 +61,9 @@ def kills(moments: int, trios: int, seed: int) -> dict[str, float]:
         at_work = 0
         for _ in range(moments - 1):
             before = parts()
-            killed += kill(after(random.uniform(0.5, LONGEST * first)))
-            at_work += parts() > before
+            ran = kill(after(random.uniform(0.5, LONGEST * first)))
+            killed += ran
+            at_work += ran and parts() > before
         kept = parts()
         done = run(command)
         assert done.returncode == 0, done.stderr
