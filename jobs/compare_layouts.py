@@ -127,10 +127,11 @@ def _rate(
     from ramo_ray.pipelines.critical import add_relevance
     from ramo_ray.pipelines.grouping import group_source
     from ramo_ray.pipelines.progress import Goal
+    from ramo_ray.pipelines.rating import TITLES
 
     source, block = _source(config), config.judge.batch_size
     work = Work(
-        title="rating",
+        title=TITLES["all_rules"],
         source=source,
         shares=None,
         wanted=[""],

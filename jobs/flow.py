@@ -19,7 +19,7 @@ from ramo_ray.pipelines.progress import Account, Goal, account, pending
 from ramo_ray.pipelines.shards import Grouped
 from ramo_ray.pipelines.sources import Source
 from ramo_ray.pipelines.store import Convert, PartStore, write_groups
-from ramo_ray.pipelines.tables import table
+from ramo_ray.pipelines.tables import packed
 from ramo_ray.pipelines.telemetry import RunGauges
 from ramo_ray.settings import ActorSettings, SplitSettings
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
-LEAST_READERS, MOST_READERS, ACTORS_A_READER = 8, 32, 2
-"""Tasks that read shards at a time: Ray Data takes about six blocks a second from each, and leaves to the pools what is
-not theirs at most."""
+READERS = 4
+"""Tasks that read shards at a time, each in a process of its own; Ray Data leaves to the pools what is not theirs at
+most."""
 ACCOUNTED = 64
 """Shards that are accounted for at a time."""
 
@@ -135,21 +135,20 @@ def _pending_groups(work: Work, grouped: Grouped, store: PartStore, overseer: An
     """Dataset of `groups` that have something left to do, in blocks of `work.block`; one task reads a shard."""
     import ray
 
-    readers = min(MOST_READERS, max(LEAST_READERS, work.actors.max // ACTORS_A_READER))
     parts = store.by_shard()
     items = [{"shard": shard, "parts": parts.get(shard, [])} for shard in range(len(grouped.shards))]
 
     def read(batch: pa.Table) -> Iterator[pa.Table]:
         for row in batch.to_pylist():
             if ray.get(overseer.is_stopping.remote()):
-                yield table("groups", [])
+                yield packed("groups", [])
                 continue
-            yield table("groups", pending(grouped.groups(row["shard"]), store, row["parts"], work.goal))
+            yield packed("groups", pending(grouped.groups(row["shard"]), store, row["parts"], work.goal))
 
     groups = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        read, batch_size=1, batch_format="pyarrow", compute=ray.data.TaskPoolStrategy(size=readers), **SMALL
+        read, batch_size=1, batch_format="pyarrow", compute=ray.data.TaskPoolStrategy(size=READERS), **SMALL
     )
-    return in_blocks(groups, work.block, readers)
+    return in_blocks(groups, work.block, READERS)
 
 
 def _account(work: Work, grouped: Grouped) -> tuple[Counter[str], list[dict[str, Any]]]:

@@ -24,6 +24,9 @@ RAY_ENVIRONMENT = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
 """Of the Ray that a run starts, where the user has not set it otherwise."""
+BUFFERED = 16
+"""Blocks that a task makes ahead: with Ray Data's two, which it fetches some six times a second, a task that reads
+would give about six a second."""
 RESERVED = 0.1
 """Share of a cluster that Ray Data divides among the stages of a pipeline beforehand."""
 
@@ -110,6 +113,9 @@ def set_up_ray_data() -> None:
     context.enable_operator_progress_bars = False
     context.raise_original_map_exception = True
     context.op_resource_reservation_ratio = RESERVED
+    # Nothing reads the memory of each batch, which would take a thread a batch to measure.
+    context.memory_usage_poll_interval_s = None
+    context._max_num_blocks_in_streaming_gen_buffer = BUFFERED
     # A source of few shards has no use for as many readers as it might have.
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
     for name in ("ray.data", "ray.train"):

@@ -14,8 +14,8 @@ import numpy as np
 from ramo_ray.core.comparison import RatedWays
 from ramo_ray.errors import SourceError
 from ramo_ray.pipelines.actors import Bill, in_blocks, pool_options
-from ramo_ray.pipelines.rating import RuleJudge, rating_rows
-from ramo_ray.pipelines.tables import table
+from ramo_ray.pipelines.rating import TITLES, RuleJudge, rating_rows
+from ramo_ray.pipelines.tables import packed, unpacked
 from ramo_ray.settings import JudgeSettings
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class WaysJudge:
         engine = None
         self.judges: list[tuple[str, RuleJudge, str]] = []
         for name, settings, fingerprint in ways:
-            judge = RuleJudge(settings, rules, "picked_rules", overseer, engine)
+            judge = RuleJudge(settings, rules, "picked_rules", overseer, engine, TITLES["all_rules"])
             engine = judge.engine
             self.judges.append((name, judge, fingerprint))
         self.engine, self.rule_ids = self.judges[0][1].engine, list(self.judges[0][1].pool.ids)
@@ -81,13 +81,13 @@ class WaysJudge:
         if not self.warm:
             # Not when it is made: torch's threads are those of the thread that calls.
             self._warm_up()
-        groups = batch.to_pylist()
+        groups = unpacked(batch)
         for trio in (trio for group in groups for trio in group["trios"]):
             trio["rule_ids"] = self.rule_ids
-        asked = table("groups", groups)
+        asked = packed("groups", groups)
         groups = [group | {"ways": []} for group in groups]
         for name, judge, fingerprint in self.judges:
-            for group, rated in zip(groups, judge(asked).to_pylist(), strict=True):
+            for group, rated in zip(groups, unpacked(judge(asked)), strict=True):
                 group["postponed"] = group["postponed"] or rated["postponed"]
                 costs = {key: rated[key] - group[key] for key in COSTS}
                 group["ways"].append({"way": name, **costs, "ratings": rating_rows(rated, fingerprint)})
@@ -95,7 +95,7 @@ class WaysJudge:
             group |= {key: group[key] + sum(way[key] for way in group["ways"]) for key in COSTS}
         # Each judge counts what the engine did for the others too, so their counts are left aside.
         self.bill.charge(groups[0])
-        return table("rated_ways", groups)
+        return packed("rated_ways", groups)
 
     def _warm_up(self) -> None:
         # It tells this batch from those of other actors that warm up, and is that of a predecessor that died so.
@@ -114,7 +114,7 @@ class WaysJudge:
             "seconds": 0.0,
         }
         for _, judge, _ in self.judges:
-            judge(table("groups", [probe]))
+            judge(packed("groups", [probe]))
         self.warm = True
 
 

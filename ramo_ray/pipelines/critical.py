@@ -15,7 +15,7 @@ from ramo_ray.engines.embedder import Embedder
 from ramo_ray.errors import FingerprintError, SourceError
 from ramo_ray.models.resolve import resolve
 from ramo_ray.pipelines.actors import pool_options
-from ramo_ray.pipelines.tables import table
+from ramo_ray.pipelines.tables import packed, unpacked
 from ramo_ray.settings import EmbedderSettings, SelectionSettings
 
 if TYPE_CHECKING:
@@ -62,16 +62,16 @@ class RelevanceScorer:
         self.rules = self.embedder.embed(list(rules))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        groups = batch.to_pylist()
+        groups = unpacked(batch)
         prompts = self.embedder.embed([last_human_turn(group["prompt"]) for group in groups])
         for group, cosines in zip(groups, prompts @ self.rules.T, strict=True):
             for trio in group["trios"]:
                 trio["relevance"] = cosines.tolist()
-        return table("groups", groups)
+        return packed("groups", groups)
 
 
 def _attach_ratings(batch: pa.Table, *, folder: str, rule_ids: Sequence[str]) -> pa.Table:
-    groups = batch.to_pylist()
+    groups = unpacked(batch)
     ids = [c["conversation_id"] for group in groups for c in group["conversations"]]
     found = read_scores(folder, ids)
     for group in groups:
@@ -81,7 +81,7 @@ def _attach_ratings(batch: pa.Table, *, folder: str, rule_ids: Sequence[str]) ->
             conversation["rule_ids"] = list(rule_ids) if complete else []
             conversation["score"] = [scores[rule] for rule in rule_ids] if complete else []
             conversation["error"] = None if complete else "not rated on every rule of the pool"
-    return table("groups", groups)
+    return packed("groups", groups)
 
 
 def read_scores(folder: str, conversation_ids: Sequence[str]) -> dict[str, dict[str, float]]:

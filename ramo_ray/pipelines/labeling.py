@@ -17,7 +17,7 @@ from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines.actors import pool_options
 from ramo_ray.pipelines.overseer import Lost, Watched
 from ramo_ray.pipelines.rating import Fault, rating_rows
-from ramo_ray.pipelines.tables import postponed, table
+from ramo_ray.pipelines.tables import packed, postponed, unpacked
 from ramo_ray.settings import AdapterSettings
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ class RulePicker:
         self.watched.ready()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        groups, started = batch.to_pylist(), time.perf_counter()
-        if self.watched.stopping:
-            return postponed(groups)
+        groups, started = unpacked(batch), time.perf_counter()
         texts = [(trio, self._token_ids(group, trio)) for group in groups for trio in group["trios"]]
         for trio, ids in texts:
             trio["error"] = self._fault(ids)
@@ -84,7 +82,7 @@ class RulePicker:
         seconds = time.perf_counter() - started
         for group in groups:
             group["adapter_seconds"] += seconds / len(groups)
-        return table("groups", groups)
+        return packed("groups", groups)
 
     def _fault(self, ids: Sequence[int]) -> str | None:
         if len(ids) <= self.max_length:
@@ -108,7 +106,7 @@ class RulePicker:
 
 def trios_as_groups(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Rows of the `critical` table as `groups` of one trio each, for `pick_rules`."""
-    return table("groups", [_as_group(row) for row in rows])
+    return packed("groups", [_as_group(row) for row in rows])
 
 
 def _as_group(row: Mapping[str, Any]) -> Group:

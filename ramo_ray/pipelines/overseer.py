@@ -295,11 +295,6 @@ class Watched:
         if self.overseer is not None:
             self.overseer.has_started.remote(self.actor)
 
-    @property
-    def stopping(self) -> bool:
-        """Whether the run is to end, so that nothing needs to be prepared any more."""
-        return self.overseer is not None and bool(_ask(self.overseer.is_stopping))
-
     def report(self, **amounts: float) -> None:
         """Add to the overseer's sums."""
         if self.overseer is not None:

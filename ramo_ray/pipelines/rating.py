@@ -19,7 +19,7 @@ from ramo_ray.pipelines.actors import Bill, pool_options
 from ramo_ray.pipelines.fitting import Fitted, fit, fit_or_cut
 from ramo_ray.pipelines.overseer import Lost, Watched
 from ramo_ray.pipelines.prompts import JudgePrompts
-from ramo_ray.pipelines.tables import postponed, table
+from ramo_ray.pipelines.tables import packed, postponed, unpacked
 from ramo_ray.pipelines.telemetry import Telemetry
 from ramo_ray.settings import JudgeSettings
 
@@ -89,6 +89,7 @@ class RuleJudge:
         asked: Asked,
         overseer: Any = None,
         engine: Engine | None = None,
+        title: str | None = None,
     ) -> None:
         judge = JudgeSettings.model_validate(settings)
         self.watched = Watched(overseer, way=f"{judge.layout}/{judge.method}")
@@ -100,13 +101,11 @@ class RuleJudge:
         self.prompts = JudgePrompts(load_tokenizer(path), judge, self.pool, bare=self.engine.applies_chat_template)
         self.bill = Bill(self.engine)
         self.asked = asked
-        self.telemetry = Telemetry(TITLES[asked]) if overseer is not None else None
+        self.telemetry = Telemetry(title or TITLES[asked]) if overseer is not None else None
         self.watched.ready(self.engine.close)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        groups = batch.to_pylist()
-        if self.watched.stopping:
-            return postponed(groups)
+        groups = unpacked(batch)
         started = time.perf_counter()
         jobs = [(group, place, asked) for group in groups for place, asked in enumerate(self._asked(group)) if asked]
         for group in groups:
@@ -145,7 +144,7 @@ class RuleJudge:
                 errors=len(judged) - len(given),
                 masses=[rating.label_mass for ratings in given for rating in ratings],
             )
-        return table("groups", groups)
+        return packed("groups", groups)
 
     def _asked(self, group: Group) -> list[list[int]]:
         """Rules that each conversation of the group is asked, by index: those that it is not rated on yet."""

@@ -15,7 +15,7 @@ from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import encode_chat, load_tokenizer
 from ramo_ray.pipelines.actors import Bill, pool_options
 from ramo_ray.pipelines.overseer import Lost, Watched
-from ramo_ray.pipelines.tables import postponed, table
+from ramo_ray.pipelines.tables import packed, postponed, unpacked
 from ramo_ray.settings import EngineSettings, GeneratorSettings
 
 if TYPE_CHECKING:
@@ -58,12 +58,12 @@ class ResponseWriter:
         self.watched.ready(self.engine.close)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        groups, started = batch.to_pylist(), time.perf_counter()
+        groups, started = unpacked(batch), time.perf_counter()
         if not all(self._write(groups, generator) for generator in self.generators):
             return postponed(groups)
         seconds, cost = time.perf_counter() - started, self.bill.charge(groups[0])["cost"]
         self.watched.report(calls=len(groups) * len(self.generators), seconds=seconds, cost=cost)
-        return table("groups", groups)
+        return packed("groups", groups)
 
     def _write(self, groups: Sequence[Group], generator: GeneratorSettings) -> bool:
         """Add a generator's answers to the groups; False where the run is stopping."""

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Group = dict[str, Any]
 SHARD_GROUPS, LEAST_GROUPS = 1024, 64
 """Prompts of a shard: what one task reads at a time, and whose results it looks through."""
-SHARDS = 32
-"""Of a source that is large enough for shards of `LEAST_GROUPS`: so that many tasks can read for many actors."""
+SHARDS = 8
+"""Of a source that is large enough for shards of `LEAST_GROUPS`: so that each task that reads has some."""
 OUTLINE = ["prompt_id", "conversations.list.element.conversation_id", "trios"]
 FOLDER, INDEX = "groups", "index.json"
 

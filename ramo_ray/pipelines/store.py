@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ramo_ray.core.records import content_hash
 from ramo_ray.engines.base import Usage
 from ramo_ray.errors import RamoError
-from ramo_ray.pipelines.tables import schema, table
+from ramo_ray.pipelines.tables import schema, table, unpacked
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 COSTS = ("calls", "tokens", "computed", "seconds", "adapter_seconds", *Usage._fields)
 STATISTICS = b"ramo_ray.statistics"
 FENCE, ROUND_DIGITS = ".round", 4
-WRITERS = 16
+WRITERS = 4
 """Tasks that write parts at a time."""
 READERS = 16
 """Footers that are read at a time: of an object store, each takes tens of milliseconds."""
@@ -306,7 +306,7 @@ def write_blocks(blocks: Iterable[Any], store: PartStore, convert: Convert) -> d
 
     by_shard: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
     for block in blocks:
-        for group in BlockAccessor.for_block(block).to_arrow().to_pylist():
+        for group in unpacked(BlockAccessor.for_block(block).to_arrow()):
             if not group["postponed"]:
                 by_shard[group["shard"] or 0].append(group)
     written = Counter(groups=0, rows=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,9 @@ from ramo_ray.engines.base import Usage
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+PACKED = "packed"
+"""The one column of blocks in flight."""
 
 
 def schema(name: str) -> pa.Schema:
@@ -151,6 +155,23 @@ def table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(listed, schema=wanted)
 
 
+def packed(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows as they travel between two stages: made to fit the named schema, then bytes in one column.
+
+    To hand a block over, Ray copies it column by column, the nested ones level by level: for `groups` that is 5 ms,
+    however few they are, and 0.1 ms for one column.
+    """
+    import pyarrow as pa
+
+    fitted = table(name, rows).to_pylist()
+    return pa.table({PACKED: pa.array([pickle.dumps(row, pickle.HIGHEST_PROTOCOL) for row in fitted], pa.binary())})
+
+
+def unpacked(batch: pa.Table) -> list[dict[str, Any]]:
+    """The rows that `packed` made a table of."""
+    return [pickle.loads(row.as_buffer()) for row in batch[PACKED]]
+
+
 def postponed(groups: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Groups as they came to a stage that works on none any more, as the run is stopping; they are not written."""
-    return table("groups", [{**group, "postponed": True} for group in groups])
+    return packed("groups", [{**group, "postponed": True} for group in groups])

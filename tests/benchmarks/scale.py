@@ -4,12 +4,13 @@ Run by `make bench-scale`. Three questions: how many times one actor's rate 8, 3
 bare engine's rate one actor behind the whole pipeline has; how much the driver's memory grows over 10^6 conversations.
 Prints a table, and writes runs/bench/scale.json.
 
-The actors are the pipeline's, with the scripted engine, in a process each. On two cores they come up one after another,
-so the clock runs from when all have done some batches until the first has ended; machines are not in step either, so
-each waits once for a part of a batch's time. So that 64 fit into 24 GiB, they load their tokenizer without torch and
-the model code that come along elsewhere (400 MB a process), which gives the same prompts: that is checked first. And so
-that two cores do what 64 machines would, a batch is one prompt group. What CPUs do for a batch, in all processes, is
-measured.
+The actors are the pipeline's, with the scripted engine, in a process each. On two cores they come up one after
+another, so the clock runs from when all have done some batches until the first has ended. Batches take a tenth more or
+less than said, as machines are not in step either: where all take the same time to the millisecond, actors that share
+two cores wait for each other at the same moment, and then all sleep. So that 64 fit into 24 GiB, they load their
+tokenizer without torch and the model code that come along elsewhere (400 MB a process), which gives the same prompts:
+that is checked first. And so that two cores do what 64 machines would, a batch is one prompt group. What CPUs do for a
+batch, in all processes, is measured.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from workload import ROOT, publish
 from works import RULES, rating_work, scripted, write_trios
 
 from jobs.flow import Work, run_groups
+from jobs.session import set_up_ray_data
 from ramo_ray.core.rules import make_pool
 from ramo_ray.engines import build_engine
 from ramo_ray.models.resolve import resolve
@@ -45,9 +47,10 @@ from ramo_ray.settings import JudgeSettings
 MODEL = "bundled:smollm2-135m-instruct"
 SIZES = (1, 8, 32, 64)
 BATCH, SECONDS_A_BATCH, BATCHES_AN_ACTOR = 1, 2.0, 60
-OUT_OF_STEP, WARM_UP = 16, 20
-"""Batches that each actor does before it waits once, and before the clock starts: until then, Ray starts the processes
-that read and write."""
+SPREAD = 0.1
+"""What a batch may take more or less than `SECONDS_A_BATCH`, as a share of it."""
+WARM_UP = 20
+"""Batches that each actor does before the clock starts: until then, Ray starts the processes that read and write."""
 PART = 16
 """Groups that are committed together."""
 MILLION = 1_000_000
@@ -76,14 +79,14 @@ class LightJudge(RuleJudge):
         super().__init__(settings, RULES, "all_rules", overseer)
         self.notes = (Path(notes) / str(os.getpid())).open("w")
         self.batches = 0
+        self.latency_s = self.engine.latency_s
 
     def __call__(self, batch: Any) -> Any:
         if not self.batches:
             self._note()
+        self.engine.latency_s = self.latency_s * random.uniform(1 - SPREAD, 1 + SPREAD)
         rated = super().__call__(batch)
         self.batches += 1
-        if self.batches == OUT_OF_STEP:
-            time.sleep(random.uniform(0, self.engine.latency_s))
         self._note()
         return rated
 
@@ -146,9 +149,8 @@ def ray_of(cpus: int) -> Iterator[None]:
         logging_level="ERROR",
         object_store_memory=2**30,
     )
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.wait_for_min_actors_s = 900
+    set_up_ray_data()
+    ray.data.DataContext.get_current().wait_for_min_actors_s = 900
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from ramo_ray.pipelines.comparing import JudgedWay, WaysJudge, read_ways, way_ro
 from ramo_ray.pipelines.grouping import make_group
 from ramo_ray.pipelines.rating import RuleJudge
 from ramo_ray.pipelines.store import PartStore
-from ramo_ray.pipelines.tables import table
+from ramo_ray.pipelines.tables import packed, unpacked
 from ramo_ray.settings import JudgeSettings
 
 POOL = make_pool("p", [f"Accept the response that is {virtue}." for virtue in ("kind", "true", "short")], origin="here")
@@ -71,11 +71,11 @@ def test_each_way_gives_what_it_gives_alone_and_one_engine_serves_all(long_conte
     judge = made(ways)
     assert len({id(own.engine) for _, own, _ in judge.judges}) == 1
     groups = [group("tea", ("Hot.", "Cold."), ("Hot.", "Sweet.")), group("bread", ("Rye.", "Oat."))]
-    batch = table("groups", groups)
-    rated = judge(batch).to_pylist()
+    batch = packed("groups", groups)
+    rated = unpacked(judge(batch))
     # Five conversations on three rules in three ways.
     assert sum(one["calls"] for one in rated) == 5 * 3 * 3
-    again = judge(batch).to_pylist()
+    again = unpacked(judge(batch))
     assert [one["calls"] for one in again] == [one["calls"] for one in rated]
 
     arrays = read_ways(committed(tmp_path / "data", rated), ways, POOL.ids)
@@ -86,7 +86,7 @@ def test_each_way_gives_what_it_gives_alone_and_one_engine_serves_all(long_conte
     assert sorted(map(str, arrays.human)) == ["0", "0", "1"]
     np.testing.assert_array_equal(arrays.relevance, [[0.5, 0.25, 0.125]] * 3)
     for place, way in enumerate(ways):
-        alone = RuleJudge(way.judge.model_dump(mode="json"), POOL.texts, "all_rules")(batch).to_pylist()
+        alone = unpacked(RuleJudge(way.judge.model_dump(mode="json"), POOL.texts, "all_rules")(batch))
         expected = {c["conversation_id"]: c["score"] for one in alone for c in one["conversations"]}
         order = sorted(expected)
         np.testing.assert_allclose(arrays.scores[place], [expected[identifier] for identifier in order])
@@ -107,7 +107,7 @@ def test_a_conversation_that_one_way_cannot_rate_spoils_its_trios_only(
         group("tea", ("Hot.", "Cold."), ("Hot.", "Long " * 200), ("Cold.", "Long " * 200)),
         group("bread", ("Rye.", "Oat.")),
     ]
-    rated = made(ways)(table("groups", groups)).to_pylist()
+    rated = unpacked(made(ways)(packed("groups", groups)))
     store = committed(tmp_path / "data", rated)
     failures = store.read("failures").to_pylist()
     assert [row["id"] for row in failures] == ["trio-tea-1", "trio-tea-2"]
@@ -134,8 +134,8 @@ def test_what_a_server_counts_is_charged_once(long_context_model: Path) -> None:
     judge.bill = Bill(engine)
     for _, own, _ in judge.judges:
         own.engine = engine
-    batches = [table("groups", [group(name, ("Yes.", "No.")), group(f"no {name}", ("Yes.", "No."))]) for name in "ab"]
-    rated = [one for batch in batches for one in judge(batch).to_pylist()]
+    batches = [packed("groups", [group(name, ("Yes.", "No.")), group(f"no {name}", ("Yes.", "No."))]) for name in "ab"]
+    rated = [one for batch in batches for one in unpacked(judge(batch))]
     assert engine.usage.requests > 0
     for field in ("requests", "cost"):
         assert sum(one[field] or 0 for one in rated) == getattr(engine.usage, field)

@@ -65,7 +65,7 @@ def test_a_small_source_is_read_by_several_tasks(tmp_path: Path) -> None:
     grouped = group_source(opened, None, [""], str(tmp_path / "data"))
     assert sorted(len(grouped.groups(shard)) for shard in range(len(grouped.shards))) == [2, 64, 64]
     # Of a large one, no task looks through more than it can hold.
-    assert [groups_a_shard(prompts) for prompts in (1, 3200, 10**8)] == [64, 100, 1024]
+    assert [groups_a_shard(prompts) for prompts in (1, 800, 10**8)] == [64, 100, 1024]
 
 
 def test_trios_of_one_prompt_come_together_from_two_files(source: Source, tmp_path: Path) -> None:

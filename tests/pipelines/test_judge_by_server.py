@@ -18,7 +18,7 @@ from ramo_ray.errors import ConfigError, ServerError
 from ramo_ray.models.templates import encode_chat, load_tokenizer
 from ramo_ray.pipelines.prompts import JudgePrompts, judge_fingerprint
 from ramo_ray.pipelines.rating import RuleJudge
-from ramo_ray.pipelines.tables import table
+from ramo_ray.pipelines.tables import packed, unpacked
 from ramo_ray.settings import GeneratorSettings, JudgeSettings
 
 RULES = ["Accept the response that is polite.", "Accept the response that is short."]
@@ -52,7 +52,7 @@ def judged(settings: dict[str, Any], batches: int = 1) -> list[dict[str, Any]]:
     group = {"prompt": PROMPT, "conversations": conversations, "trios": [], **costs}
     judge = RuleJudge(settings, RULES, "all_rules")
     try:
-        return [judge(table("groups", [group])).to_pylist()[0] for _ in range(batches)]
+        return [unpacked(judge(packed("groups", [group])))[0] for _ in range(batches)]
     finally:
         judge.engine.close()
 
@@ -142,7 +142,7 @@ def test_a_server_that_is_gone_ends_the_run(serve: Any) -> None:
     conversations = [{"conversation_id": r, "response": r, "done": False} for r in RESPONSES]
     group = {"prompt": PROMPT, "conversations": conversations, "trios": []}
     with pytest.raises(ServerError, match="answers nothing any more"):
-        judge(table("groups", [group]))
+        judge(packed("groups", [group]))
     judge.engine.close()
 
 

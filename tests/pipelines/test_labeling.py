@@ -8,7 +8,7 @@ import pytest
 
 from ramo_ray.core.records import Message
 from ramo_ray.pipelines.labeling import LABELER, label_rows, trios_as_groups
-from ramo_ray.pipelines.tables import table
+from ramo_ray.pipelines.tables import table, unpacked
 
 PROMPT: list[Message] = [{"role": "user", "content": "q"}]
 RULES = ["r1", "r2", "r3"]
@@ -145,7 +145,7 @@ def test_a_trio_that_the_adapter_cannot_read_fails_for_good() -> None:
 
 def test_rows_of_the_critical_table_become_groups_that_the_adapter_reads() -> None:
     rows = [{"trio_id": "t", "prompt": PROMPT, "response_a": "one", "response_b": "two"}]
-    (given,) = trios_as_groups(rows).to_pylist()
+    (given,) = unpacked(trios_as_groups(rows))
     (one,) = given["trios"]
     assert [given["conversations"][one[side]]["response"] for side in ("a", "b")] == ["one", "two"]
     assert given["prompt"] == PROMPT

@@ -15,7 +15,7 @@ from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines.formats import to_trio
 from ramo_ray.pipelines.responses import ResponseWriter, response_rows
 from ramo_ray.pipelines.store import PartStore, served, write_blocks
-from ramo_ray.pipelines.tables import table
+from ramo_ray.pipelines.tables import packed, table
 
 PROMPT = [{"role": "user", "content": "q"}]
 
@@ -95,7 +95,7 @@ def test_what_a_server_counts_is_charged_whatever_model_wrote_before(tiny_model:
     costs = {"calls": 0, "tokens": 0, "seconds": 0.0, "adapter_seconds": 0.0}
     prompts = [[{"role": "user", "content": text}] for text in ("Why?", "How?", "Who?")]
     given = [group() | {"prompt_id": str(place), "prompt": own} | costs for place, own in enumerate(prompts)]
-    batches = [table("groups", given[:2]), table("groups", given[2:])]
+    batches = [packed("groups", given[:2]), packed("groups", given[2:])]
     server = ScriptedServer(load_tokenizer(tiny_model), ("completions",), FakeClock())
     usages = []
     with serving(server) as url:
@@ -117,5 +117,5 @@ def test_what_a_server_counts_is_charged_whatever_model_wrote_before(tiny_model:
         (counted["prompt_tokens"] + 8 * counted["completion_tokens"]) / 1e6, abs=1e-6
     )
     unserved = PartStore(str(tmp_path / "none"), store.names).open()
-    write_blocks([table("groups", given)], unserved, response_rows)
+    write_blocks([packed("groups", given)], unserved, response_rows)
     assert served(unserved.totals()) == {}

@@ -15,7 +15,7 @@ from ramo_ray.core.rules import make_pool
 from ramo_ray.models.templates import encode_text, load_tokenizer
 from ramo_ray.pipelines.prompts import JudgePrompts
 from ramo_ray.pipelines.rating import RuleJudge, rating_rows
-from ramo_ray.pipelines.tables import table
+from ramo_ray.pipelines.tables import packed, table, unpacked
 from ramo_ray.settings import JudgeSettings
 
 pytestmark = pytest.mark.slow
@@ -54,7 +54,7 @@ def judged(model: Path, responses: list[str] = RESPONSES, **values: Any) -> dict
     settings = {"model": str(model), "layout": "rule_last", "threads": 1, **values}
     judge = RuleJudge(settings, RULES, "all_rules")
     found: dict[str, Any]
-    (found,) = judge(table("groups", [group(responses)])).to_pylist()
+    (found,) = unpacked(judge(packed("groups", [group(responses)])))
     judge.engine.close()
     return found
 

@@ -9,10 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ramo_ray.errors import RamoError
 from ramo_ray.pipelines.store import PartStore, write_blocks
-from ramo_ray.pipelines.tables import schema, table
+from ramo_ray.pipelines.tables import packed, schema, table, unpacked
 
 NAMES = ("failures", "ratings")
 
@@ -160,6 +162,21 @@ def test_a_table_refuses_a_column_that_it_has_not() -> None:
     assert table("failures", [{"id": "x"}]).to_pylist() == [{"origin": None, "id": "x", "reason": None, "final": None}]
 
 
+@given(st.lists(st.builds(dict, prompt_id=st.text(), calls=st.integers(0, 2**60), seconds=st.floats(allow_nan=False))))
+def test_rows_travel_as_a_table_would_have_them(rows: list[dict[str, Any]]) -> None:
+    travelling = packed("groups", rows)
+    assert travelling.num_rows == len(rows)
+    assert unpacked(travelling) == table("groups", rows).to_pylist()
+    # Ray Data cuts blocks, and joins them.
+    halves = [travelling.slice(0, len(rows) // 2), travelling.slice(len(rows) // 2)]
+    assert unpacked(pa.concat_tables(halves)) == unpacked(travelling)
+
+
+def test_what_travels_has_no_column_of_its_own() -> None:
+    with pytest.raises(AssertionError, match=r"groups has no column \['colour'\]"):
+        packed("groups", [{"colour": "red"}])
+
+
 # Groups to parts
 
 
@@ -173,9 +190,9 @@ def convert(one: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def test_blocks_become_one_part_with_their_costs(store: PartStore) -> None:
     blocks = [
-        table("groups", [group("p", calls=200, seconds=1.5), group("q", calls=100)]),
-        table("groups", []),
-        table("groups", [group("s", tokens=9)]),
+        packed("groups", [group("p", calls=200, seconds=1.5), group("q", calls=100)]),
+        packed("groups", []),
+        packed("groups", [group("s", tokens=9)]),
     ]
     assert write_blocks(blocks, store, convert) == {"groups": 3, "rows": 6}
     assert ids(store) == (["p0", "p1", "q0", "q1", "s0", "s1"], [])
@@ -185,7 +202,7 @@ def test_blocks_become_one_part_with_their_costs(store: PartStore) -> None:
 
 def test_each_shard_has_its_own_part_and_what_was_postponed_has_none(store: PartStore) -> None:
     given = [group("p", calls=1) | {"shard": 3}, group("q", calls=2) | {"shard": 1}, group("s", calls=4) | {"shard": 3}]
-    blocks = [table("groups", [*given, group("t", calls=8) | {"shard": 3, "postponed": True}])]
+    blocks = [packed("groups", [*given, group("t", calls=8) | {"shard": 3, "postponed": True}])]
     assert write_blocks(blocks, store, convert) == {"groups": 3, "rows": 6}
     assert {shard: len(parts) for shard, parts in store.by_shard().items()} == {1: 1, 3: 1}
     assert ids(store)[0] == ["p0", "p1", "q0", "q1", "s0", "s1"]
@@ -193,5 +210,5 @@ def test_each_shard_has_its_own_part_and_what_was_postponed_has_none(store: Part
 
 
 def test_empty_blocks_write_nothing(store: PartStore) -> None:
-    assert write_blocks([table("groups", [])], store, convert) == {"groups": 0, "rows": 0}
+    assert write_blocks([packed("groups", [])], store, convert) == {"groups": 0, "rows": 0}
     assert store.files("ratings") == []
