@@ -1,7 +1,8 @@
 """A program for test_elastic: rates on a cluster that grows from one worker node to three, and shrinks to one again.
 
-There is a heap of work at first, and then no more than comes in drop by drop. Ray's autoscaler decides, with its
-provider of nodes that are processes on this machine. Prints as JSON how many nodes there were, and how fast it went.
+There is a heap of work at first, and then no more than comes in drop by drop; the last drop waits for the nodes to have
+gone, so that they go while the run goes on. Ray's autoscaler decides, with its provider of nodes that are processes on
+this machine. Prints as JSON how many nodes there were, and how fast it went.
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ cloudpickle.register_pickle_by_value(machines)
 HEAD_ID = "f" * 51 + "00000"
 NODE = {"CPU": 2, "object_store_memory": 10**8}
 ACTORS = {"min": 1, "max": 3, "num_cpus": 1.2}
-HEAP, DROPS = 70, 12
+HEAP, DROPS = 70, 8
 """Batches that are there at once, and those that come later."""
 LATENCY_S, SECONDS_A_DROP = 1.2, 5.0
+LAST_DROP_S = 180.0
+"""The longest that the last drop waits; then the nodes did not go."""
 
 
 class Trickle:
-    """Lets a heap of batches pass at once, and then one now and then."""
+    """Lets a heap of batches pass at once, then one now and then, and the last when one worker node is left."""
 
     def __init__(self) -> None:
         self.passed = 0
@@ -50,7 +53,17 @@ class Trickle:
         self.passed += 1
         if self.passed > HEAP:
             time.sleep(SECONDS_A_DROP)
+        latest = time.monotonic() + LAST_DROP_S
+        while self.passed == HEAP + DROPS and workers() > 1 and time.monotonic() < latest:
+            time.sleep(0.5)
         return batch
+
+
+def workers() -> int:
+    """Worker nodes that are up."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes()) - 1
 
 
 def trickle(groups: Any) -> Any:
@@ -143,10 +156,8 @@ def autoscaling_cluster() -> Iterator[str]:
 
 
 def watch(nodes: list[tuple[float, int]], ended: threading.Event) -> None:
-    import ray
-
     while not ended.wait(0.5):
-        nodes.append((time.time(), sum(node["Alive"] for node in ray.nodes()) - 1))
+        nodes.append((time.time(), workers()))
 
 
 def main(folder: Path, model: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from support import ROOT, run
 
 pytestmark = pytest.mark.slow
-TRIOS = 164
+TRIOS = 156
 
 
 def test_actors_and_nodes_follow_the_queue(tmp_path: Path, long_context_model: Path) -> None:
