@@ -145,6 +145,7 @@ def _rate(
         convert=way_rows,
         actors=config.judge.actors,
         tell=stage.tell,
+        spent=stage.spent,
     )
     with ray_session(config.ray):
         grouped = group_source(source, None, [""], store.root)

@@ -48,6 +48,7 @@ class Work(NamedTuple):
         convert: from a finished group to rows of the tables.
         actors: the pool that sets the pace: its size, and its price.
         tell: called now and then with how far the run is.
+        spent: what the run has cost before, in other processes.
     """
 
     title: str
@@ -62,6 +63,7 @@ class Work(NamedTuple):
     convert: Convert
     actors: ActorSettings
     tell: Callable[[Moment], None] | None = None
+    spent: float = 0.0
 
 
 class Result(NamedTuple):
@@ -118,7 +120,7 @@ def _round(work: Work, grouped: Grouped, counts: Counter[str], overseer: Any, st
     done = counts["members"] - counts["pending"]
     observer = Observer(
         overseer,
-        pace=Pace(counts["members"], done, work.actors.price_per_hour),
+        pace=Pace(counts["members"], done, work.actors.price_per_hour, work.spent),
         demand=Demand(work.actors),
         gauges=RunGauges(work.title),
         written=written,

@@ -92,6 +92,7 @@ def _generate(config: GenerateResponsesConfig, stage: Stage) -> None:
         part=config.storage.part_groups or block,
         actors=config.generators[0].actors,
         tell=stage.tell,
+        spent=stage.spent,
         through=lambda groups, overseer: responses.generate(groups, config.generators, overseer),
         convert=responses.response_rows,
     )

@@ -127,6 +127,7 @@ def _label(config: LabelConfig, stage: Stage) -> None:
         part=config.storage.part_groups or config.judge.batch_size,
         actors=config.judge.actors,
         tell=stage.tell,
+        spent=stage.spent,
         through=through,
         convert=partial(
             labeling.label_rows,

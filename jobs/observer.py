@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 from jobs.pace import Moment, Pace
 from jobs.scaling import Demand, ask
 from jobs.session import at_sigterm
+from ramo_ray.errors import StoppedError
 from ramo_ray.pipelines.telemetry import RunGauges
 
 TICK_SECONDS = 1.0
+STUCK_TICKS = 10
+"""Ticks without an actor, and with nothing new, after which a run that was asked to end is asked again."""
 ANSWER_SECONDS = 10.0
 """An overseer that takes longer is asked again at the next tick: the display is not worth a run."""
 
@@ -47,6 +51,7 @@ class Observer:
         self.overseer, self.pace, self.demand, self.gauges = overseer, pace, demand, gauges
         self.written, self.before, self.tell, self.stop = written, before, tell, stop
         self.now: Moment | None = None
+        self.stuck = 0
         self._fault: Exception | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -89,17 +94,37 @@ class Observer:
             ray.get(self.overseer.stop.remote(), timeout=ANSWER_SECONDS)
         ray.get(self.overseer.release.remote(), timeout=ANSWER_SECONDS)
         sums: Mapping[str, float] = ray.get(self.overseer.totals.remote(), timeout=ANSWER_SECONDS)
-        self.now = self.pace.moment(sums, sums.get(self.written, 0) - self.before, stopping=stopping)
+        before, self.now = self.now, self.pace.moment(sums, sums.get(self.written, 0) - self.before, stopping=stopping)
+        # Blocks that are queued for a pool would wait until there is an actor to say that it begins nothing any more.
+        moves = not stopping or before is None or self.now.actors > 0 or self.now.done > before.done
+        self.stuck = 0 if moves else self.stuck + 1
+        if self.stuck == STUCK_TICKS:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         if self.demand.asks:
             ask(self.demand.bundles(self.demand.wanted(int(sums["busy"]))))
-        self.gauges.tell(done=self.now.done, total=self.now.total, actors=self.now.actors, under_way=sums["under_way"])
+        self.gauges.tell(
+            done=self.now.done,
+            total=self.now.total,
+            queued=self.now.total - self.now.done,
+            actors=self.now.actors,
+            under_way=sums["under_way"],
+        )
         if self.tell:
             self.tell(self.now)
 
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[threading.Event]:
-    """Set an event at SIGTERM instead of ending; elsewhere than in the main thread signals stay as they are."""
+    """Set an event at SIGTERM instead of ending, and end at a second one.
+
+    Elsewhere than in the main thread signals stay as they are.
+    """
     ASKED.clear()
-    with at_sigterm(ASKED.set):
+
+    def asked() -> None:
+        if ASKED.is_set():
+            raise StoppedError("stopped at once, as asked again; run the same command again to continue.")
+        ASKED.set()
+
+    with at_sigterm(asked):
         yield ASKED

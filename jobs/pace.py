@@ -43,10 +43,11 @@ class Pace:
     Args:
         total: members of the run, and `done` those that were done before it began.
         price: of an actor's hour.
+        spent: what the run had cost before.
     """
 
-    def __init__(self, total: int, done: int, price: float) -> None:
-        self.total, self.begun_with, self.price = total, done, price
+    def __init__(self, total: int, done: int, price: float, spent: float = 0.0) -> None:
+        self.total, self.begun_with, self.price, self.spent = total, done, price, spent
         self.past: deque[tuple[float, Mapping[str, float]]] = deque()
 
     def moment(self, sums: Mapping[str, float], written: float, *, stopping: bool = False) -> Moment:
@@ -71,6 +72,6 @@ class Pace:
             cached_share=round(max(0.0, 1 - sums.get("computed", 0) / tokens), 4) if tokens else 0.0,
             actors=int(sums.get("actors", 0)),
             eta_seconds=round((self.total - done) / rates["written"], 1) if rates["written"] else None,
-            cost=round(sums.get("actor_seconds", 0) / 3600 * self.price + sums.get("cost", 0), 4),
+            cost=round(self.spent + sums.get("actor_seconds", 0) / 3600 * self.price + sums.get("cost", 0), 4),
             stopping=stopping,
         )

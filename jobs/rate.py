@@ -88,6 +88,7 @@ def _rate(config: RateConfig, stage: Stage) -> None:
         part=config.storage.part_groups or config.judge.batch_size,
         actors=config.judge.actors,
         tell=stage.tell,
+        spent=stage.spent,
         through=lambda groups, overseer: rating.rate(groups, judge.settings, pool.texts, "all_rules", overseer),
         convert=partial(rating.rated_rows, fingerprint=judge.fingerprint),
     )

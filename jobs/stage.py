@@ -102,6 +102,8 @@ class Stage:
         self.folder = locate(config, "output", config.output)
         self.manifest = read_json(self.folder / "manifest.json")
         self.started = time.time()
+        self.spent = float(self.manifest.get("progress", self.manifest).get("cost", 0.0))
+        """What earlier processes' actors and servers cost."""
 
     @property
     def finished(self) -> bool:
@@ -212,8 +214,9 @@ class Stage:
         self.update(progress=now.record())
 
     def finish(self, **values: Any) -> None:
-        """Record the end of the run. `seconds` sums over the sessions that it took."""
-        self.manifest.pop("progress", None)
+        """Record the end of the run. `seconds` and `cost` sum over the sessions that it took."""
+        if cost := self.manifest.pop("progress", {}).get("cost", self.spent):
+            values["cost"] = cost
         self.update(**values, status="finished", ended=_now(), seconds=self._seconds())
 
     def fail(self, error: BaseException) -> None:

@@ -143,6 +143,7 @@ def _select(config: TrainAdapterConfig, stage: Stage, store: PartStore, pool: Ru
             convert=partial(critical.critical_rows, selection=config.selection),
             actors=config.embedder.actors,
             tell=stage.tell,
+            spent=stage.spent,
         )
     )
 
@@ -154,10 +155,12 @@ def _predict(
     import ray
 
     from ramo_ray.pipelines import labeling
+    from ramo_ray.pipelines.tables import unpacked
 
     groups = ray.data.from_arrow(labeling.trios_as_groups(rows))
-    picked = labeling.pick_rules(groups, config.adapter, str(model), pool.ids, config.selection.r, None).take_all()
-    by_trio = {trio["trio_id"]: trio["rule_ids"] or [] for group in picked for trio in group["trios"]}
+    picked = labeling.pick_rules(groups, config.adapter, str(model), pool.ids, config.selection.r, None)
+    found = (group for batch in picked.iter_batches(batch_format="pyarrow") for group in unpacked(batch))
+    by_trio = {trio["trio_id"]: trio["rule_ids"] or [] for group in found for trio in group["trios"]}
     return [[pool.index_of(rule) for rule in by_trio[row["trio_id"]]] for row in rows]
 
 

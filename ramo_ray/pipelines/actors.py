@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -52,23 +53,27 @@ def in_blocks(groups: Dataset, rows: int, tasks: int | None = None) -> Dataset:
 
 
 class KindChooser:
-    """Decides, for each actor that Ray Data starts, on which kind of machine."""
+    """Decides, for each actor that Ray Data starts, on which kind of machine.
+
+    The actors get names, by which those that a shrinking pool has let go are known.
+    """
 
     def __init__(self, actors: ActorSettings) -> None:
         self.actors = actors
-        self.started = [0] * len(actors.kinds)
+        self.names: list[list[str]] = [[] for _ in actors.kinds]
 
     def __call__(self) -> dict[str, Any]:
         import ray
 
         free = ray.available_resources()
-        allowed = [i for i, kind in enumerate(self.actors.kinds) if self.started[i] < kind.max]
+        self.names = [[name for name in names if _lives(name)] for names in self.names]
+        taken = [len(names) / kind.max for names, kind in zip(self.names, self.actors.kinds, strict=True)]
         # Where none has room, the kind that is furthest from its most waits for machines to come.
-        everything = allowed or list(range(len(self.started)))
-        waiting = min(everything, key=lambda i: self.started[i] / self.actors.kinds[i].max)
+        everything = [i for i, share in enumerate(taken) if share < 1] or list(range(len(taken)))
+        waiting = min(everything, key=lambda i: taken[i])
         chosen = next((i for i in everything if self._has_room(self.actors.kinds[i], free)), waiting)
-        self.started[chosen] += 1
-        return self._options(self.actors.kinds[chosen])
+        self.names[chosen].append(f"ramo-{uuid.uuid4().hex}")
+        return self._options(self.actors.kinds[chosen]) | {"name": self.names[chosen][-1]}
 
     def _options(self, kind: ActorKind) -> dict[str, Any]:
         return {
@@ -84,6 +89,16 @@ class KindChooser:
         if kind.accelerator_type:
             needed[f"accelerator_type:{kind.accelerator_type}"] = 0.001
         return all(free.get(name, 0) >= amount for name, amount in needed.items())
+
+
+def _lives(name: str) -> bool:
+    import ray
+
+    try:
+        ray.get_actor(name)
+    except ValueError:
+        return False
+    return True
 
 
 class Bill:

@@ -14,7 +14,7 @@ from ramo_ray.core.selection import select
 from ramo_ray.engines.embedder import Embedder
 from ramo_ray.errors import FingerprintError, SourceError
 from ramo_ray.models.resolve import resolve
-from ramo_ray.pipelines.actors import pool_options
+from ramo_ray.pipelines.actors import SMALL, pool_options
 from ramo_ray.pipelines.tables import packed, unpacked
 from ramo_ray.settings import EmbedderSettings, SelectionSettings
 
@@ -37,7 +37,7 @@ def find_critical(
         rules: the pool's texts; `rule_ids` their ids.
     """
     rated = groups.map_batches(
-        partial(_attach_ratings, folder=ratings, rule_ids=list(rule_ids)), batch_format="pyarrow", num_cpus=0.1
+        partial(_attach_ratings, folder=ratings, rule_ids=list(rule_ids)), batch_format="pyarrow", **SMALL
     )
     return add_relevance(rated, embedder, rules)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,21 +64,20 @@ class RulePicker:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         groups, started = unpacked(batch), time.perf_counter()
-        texts = [(trio, self._token_ids(group, trio)) for group in groups for trio in group["trios"]]
-        for trio, ids in texts:
-            trio["error"] = self._fault(ids)
-        fitting = [(trio, ids) for trio, ids in texts if not trio["error"]]
+        jobs = [(group, trio) for group in groups for trio in group["trios"]]
+        # Tokens too: texts can kill a tokenizer.
         picked = self.watched.through(
-            [trio["trio_id"] for trio, _ in fitting],
-            lambda places: self._picked([fitting[place][1] for place in places]),
+            [trio["trio_id"] for _, trio in jobs], lambda places: self._picked([jobs[place] for place in places])
         )
         if picked is None:
             return postponed(groups)
-        for (trio, _), rules in zip(fitting, picked, strict=True):
-            if isinstance(rules, Lost):
-                trio["error"] = rules.reason
+        for (_, trio), found in zip(jobs, picked, strict=True):
+            if isinstance(found, Lost):
+                trio["error"] = found.reason
+            elif isinstance(found, str):
+                trio["error"] = found
             else:
-                trio["rule_ids"], trio["probability"] = rules
+                trio["rule_ids"], trio["probability"] = found
         seconds = time.perf_counter() - started
         for group in groups:
             group["adapter_seconds"] += seconds / len(groups)
@@ -89,15 +88,19 @@ class RulePicker:
             return None
         return f"too long for the adapter: more than adapter.max_length = {self.max_length:,} tokens"
 
-    def _picked(self, texts: Sequence[Sequence[int]]) -> list[tuple[list[str], list[float]]]:
-        """The r rules of each trio's tokens, and the adapter's probabilities for them."""
-        if not texts:
-            return []
+    def _picked(self, jobs: Sequence[tuple[Group, Mapping[str, Any]]]) -> list[tuple[list[str], list[float]] | str]:
+        """The r rules of each trio and the adapter's probabilities for them, or why there are none."""
+        texts = [self._token_ids(group, trio) for group, trio in jobs]
+        faults = [self._fault(ids) for ids in texts]
+        fitting = [ids for ids, fault in zip(texts, faults, strict=True) if not fault]
+        rules = iter(self._rules(fitting) if fitting else ())
+        return [fault or next(rules) for fault in faults]
+
+    def _rules(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[list[str], list[float]]]:
         logits = self.adapter.logits(texts)
-        return [
-            ([self.rule_ids[place] for place in places], (1 / (1 + np.exp(-row[places].astype(np.float64)))).tolist())
-            for row, places in zip(logits, select_top(logits, self.r), strict=True)
-        ]
+        for row, places in zip(logits, select_top(logits, self.r), strict=True):
+            probabilities = 1 / (1 + np.exp(-row[places].astype(np.float64)))
+            yield [self.rule_ids[place] for place in places], probabilities.tolist()
 
     def _token_ids(self, group: Group, trio: Mapping[str, Any]) -> list[int]:
         sides = (group["conversations"][trio[side]]["response"] for side in ("a", "b"))

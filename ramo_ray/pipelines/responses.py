@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ramo_ray.core.prompts import check_response
 from ramo_ray.core.records import Message, conversation_id, first_is_a, trio_id
@@ -21,6 +21,8 @@ from ramo_ray.settings import EngineSettings, GeneratorSettings
 if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
+
+    from ramo_ray.engines.base import Completion
 
 Group = dict[str, Any]
 
@@ -45,6 +47,13 @@ def _by_model(generators: Sequence[GeneratorSettings]) -> list[list[GeneratorSet
     ]
 
 
+class Answer(NamedTuple):
+    """A response, and the tokens of its prompt and of itself."""
+
+    text: str
+    tokens: int
+
+
 class ResponseWriter:
     """Actor that owns one model and writes for all generators that use it."""
 
@@ -67,36 +76,43 @@ class ResponseWriter:
 
     def _write(self, groups: Sequence[Group], generator: GeneratorSettings) -> bool:
         """Add a generator's answers to the groups; False where the run is stopping."""
-        room = self.engine.context_length - generator.sampling.max_tokens
-        asked = [(group, ids) for group in groups if (ids := self._prompt(group, generator)) is not None]
-        fitting = [(group, own) for group, own in asked if len(own) <= room]
+        # The prompts are made there too: texts can kill a tokenizer.
         written = self.watched.through(
-            [f"{generator.name}/{group['prompt_id']}" for group, _ in fitting],
-            lambda places: self.engine.generate([fitting[place][1] for place in places], generator.sampling),
+            [f"{generator.name}/{group['prompt_id']}" for group in groups],
+            lambda places: self._answers([groups[place] for place in places], generator),
         )
         if written is None:
             return False
-        for (group, own), completion in zip(fitting, written, strict=True):
-            if isinstance(completion, Lost):
-                group["bad"].append({"origin": generator.name, "id": group["prompt_id"], "reason": completion.reason})
-                continue
-            text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True).strip()
-            group["conversations"].append(_conversation(group, generator, text))
-            group["tokens"] += len(own) + len(completion.token_ids)
-        for group, own in asked:
-            if len(own) > room:
-                reason = f"too long for {generator.name}: a prompt of {len(own):,} tokens, {room:,} fit"
+        for group, answer in zip(groups, written, strict=True):
+            if isinstance(answer, Answer):
+                group["conversations"].append(_conversation(group, generator, answer.text))
+                group["tokens"] += answer.tokens
+            else:
+                reason = answer.reason if isinstance(answer, Lost) else answer
                 group["bad"].append({"origin": generator.name, "id": group["prompt_id"], "reason": reason})
         return True
 
-    def _prompt(self, group: Group, generator: GeneratorSettings) -> list[int] | None:
-        """The prompt's token ids; None, with the reason in the group, where the template does not take its roles."""
+    def _answers(self, groups: Sequence[Group], generator: GeneratorSettings) -> list[Answer | str]:
+        """A generator's answer to each prompt, or why there is none."""
+        prompts = [self._prompt(group, generator) for group in groups]
+        asked = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        completions = iter(self.engine.generate(asked, generator.sampling) if asked else ())
+        return [prompt if isinstance(prompt, str) else self._answer(prompt, next(completions)) for prompt in prompts]
+
+    def _answer(self, prompt: Sequence[int], completion: Completion) -> Answer:
+        text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True).strip()
+        return Answer(text, len(prompt) + len(completion.token_ids))
+
+    def _prompt(self, group: Group, generator: GeneratorSettings) -> list[int] | str:
+        """The prompt's token ids, or why it cannot be asked."""
         try:
-            return encode_chat(self.tokenizer, _messages(group, generator), add_generation_prompt=True)
+            prompt = encode_chat(self.tokenizer, _messages(group, generator), add_generation_prompt=True)
         except RolesError:
-            reason = f"the chat template of {generator.name} does not take the prompt's order of roles"
-            group["bad"].append({"origin": generator.name, "id": group["prompt_id"], "reason": reason})
-            return None
+            return f"the chat template of {generator.name} does not take the prompt's order of roles"
+        room = self.engine.context_length - generator.sampling.max_tokens
+        if len(prompt) > room:
+            return f"too long for {generator.name}: a prompt of {len(prompt):,} tokens, {room:,} fit"
+        return prompt
 
 
 def _messages(group: Group, generator: GeneratorSettings) -> list[Message]:

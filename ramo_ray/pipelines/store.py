@@ -6,10 +6,11 @@ Files appear whole (by renaming, or as object stores do it by themselves), so a 
 part cost (judge calls, tokens, seconds) lies in the metadata of its commit file, so that totals survive any stop.
 
 A part's name begins with its shard's number. What is done in a shard is read from the shard's own parts, by the task
-that reads the shard: no process ever holds the ids of more than one shard. For 10^8 conversations in shards of
+that reads the shard: no process ever holds the ids of more than one shard, but for the rows that are given up, which
+the driver lists for the quarantine (some 0.5 kB each). For 10^8 conversations in shards of
 10^3 prompts, with `part_groups` at 10^3, that is 10^5 files a table and about 1 MB of ids in a task; a driver that
 lists them holds 20 MB of names, and reads their footers once at the end, at some thousand a second. Where blocks are
-small beside parts it is more: groups come mixed from all shards that are being read (8 to 32), each of which gets a
+small beside parts it is more: groups come mixed from all shards that are being read (4 at a time), each of which gets a
 part of its own of what is committed together.
 
 Ray Data has a checkpointing of its own. It counts a row with an error as done, keys by row (adding 20 rules would rate
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ramo_ray.core.records import content_hash
 from ramo_ray.engines.base import Usage
 from ramo_ray.errors import RamoError
+from ramo_ray.pipelines.actors import SMALL
 from ramo_ray.pipelines.tables import schema, table, unpacked
 
 if TYPE_CHECKING:
@@ -294,7 +296,7 @@ def write_groups(groups: Dataset, store: PartStore, convert: Convert, overseer: 
         def write(self, blocks: Iterable[Any], ctx: Any) -> None:  # noqa: ARG002 (Ray's signature)
             overseer.add.remote(**write_blocks(blocks, store, convert))
 
-    groups.write_datasink(GroupSink(), ray_remote_args={"num_cpus": 0.1}, concurrency=WRITERS)
+    groups.write_datasink(GroupSink(), ray_remote_args=SMALL, concurrency=WRITERS)
 
 
 def write_blocks(blocks: Iterable[Any], store: PartStore, convert: Convert) -> dict[str, int]:

@@ -168,8 +168,8 @@ def packed(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def unpacked(batch: pa.Table) -> list[dict[str, Any]]:
-    """The rows that `packed` made a table of."""
-    return [pickle.loads(row.as_buffer()) for row in batch[PACKED]]
+    """The rows that `packed` made a table of; none of a block without rows, of which Ray Data forgets the column."""
+    return [] if not batch.num_rows else [pickle.loads(row.as_buffer()) for row in batch[PACKED]]
 
 
 def postponed(groups: Iterable[Mapping[str, Any]]) -> pa.Table:

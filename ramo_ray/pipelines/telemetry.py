@@ -53,6 +53,7 @@ class RunGauges:
         self.gauges = {
             "done": Gauge("ramo_rows_done", "Members of the run that are done.", tag_keys=("stage",)),
             "total": Gauge("ramo_rows_total", "Members of the run.", tag_keys=("stage",)),
+            "queued": Gauge("ramo_rows_queued", "Members of the run that are still to come out.", tag_keys=("stage",)),
             "actors": Gauge("ramo_actors", "Actors at work.", tag_keys=("stage",)),
             "under_way": Gauge("ramo_batches_under_way", "Batches that actors have begun.", tag_keys=("stage",)),
         }
@@ -60,6 +61,6 @@ class RunGauges:
             gauge.set_default_tags({"stage": stage})
 
     def tell(self, **values: float) -> None:
-        """Set some of `done`, `total`, `actors` and `under_way`."""
+        """Set some of `done`, `total`, `queued`, `actors` and `under_way`."""
         for name, value in values.items():
             self.gauges[name].set(value)

@@ -26,6 +26,8 @@ from ramo_ray.models.resolve import resolve
 
 MODEL = "bundled:smollm2-135m-instruct"
 TRIOS, LATENCY_S, BATCH = 500, 1.2, 4
+SLOWER = 3.0
+"""Of a batch of the run whose driver is killed, in times of `LATENCY_S`: so that it does not end before the last kill."""
 PARTS = ("poison", "kills")
 LONGEST = 2.0
 """Until a driver is killed, at most, in times of what passes before a first commit: half are killed at work."""
@@ -38,7 +40,7 @@ def kills(moments: int, trios: int, seed: int) -> dict[str, float]:
         folder = Path(name)
         (folder / "rules.yaml").write_text(yaml.safe_dump({"rules": RULES}))
         write_trios(folder, trios)
-        words = ["judge.engine=scripted", f"judge.scripted.latency_s={LATENCY_S}", f"judge.batch_size={BATCH}"]
+        words = ["judge.engine=scripted", f"judge.scripted.latency_s={SLOWER * LATENCY_S}", f"judge.batch_size={BATCH}"]
         words += [f"trios={folder / 'trios.jsonl'}", f"rules={folder / 'rules.yaml'}", f"output={folder / 'run'}"]
         words += ["ray.num_cpus=2", "ray.object_store_gib=0.3", "judge.actors.num_cpus=0.5"]
         words += ["rated=[adapter_train, adapter_test, reward_train, reward_test]"]
@@ -65,6 +67,7 @@ def kills(moments: int, trios: int, seed: int) -> dict[str, float]:
             killed += ran
             at_work += ran and parts() > before
         kept = parts()
+        assert killed == moments, f"the run ended after {killed} kills: give more --trios"
         done = run(command)
         assert done.returncode == 0, done.stderr
         rated, counts = rated_once(folder / "run/data"), manifest(folder / "run")["counts"]

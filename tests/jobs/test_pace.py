@@ -54,6 +54,11 @@ def test_what_is_written_again_is_not_more_than_all() -> None:
 
 
 @pytest.mark.usefixtures("clock")
+def test_cost_goes_on_from_what_was_spent() -> None:
+    assert Pace(10, 4, 6.0, spent=2.5).moment(sums(actor_seconds=1200, cost=0.5), 1).cost == 5.0
+
+
+@pytest.mark.usefixtures("clock")
 def test_a_record_is_read_as_the_moment_it_was() -> None:
     found = Pace(10, 4, 1.0).moment(sums(calls=3, cost=0.5), 2)
     record = found.record()

@@ -17,6 +17,7 @@ from support import ROOT, manifest
 from jobs.generate_responses import GenerateResponsesConfig
 from jobs.inputs import TrioStageConfig, earlier, open_source, refuse_relative_model, rule_pool, source_path
 from jobs.overview import manifests
+from jobs.pace import Pace
 from jobs.stage import Stage, StageConfig, is_held, locate, open_stage, read_json, write_json
 from ramo_ray.errors import ConfigError, RamoError, RulePoolError, TooManyBadRowsError
 from ramo_ray.settings import JudgeSettings
@@ -57,6 +58,18 @@ def texts(folder: Path) -> dict[str, bytes]:
 
 
 # A run from beginning to end
+
+
+def test_what_a_run_costs_sums_over_its_processes(tmp_path: Path) -> None:
+    for spent in (0.0, 2.5, 4.0):
+        with contextlib.suppress(KeyboardInterrupt), open_stage(demo(tmp_path)) as stage:
+            assert stage.spent == spent
+            stage.tell(Pace(10, 0, 3600.0, stage.spent).moment({"actor_seconds": 2.5 - spent / 2.5}, 0))
+            raise KeyboardInterrupt
+    with open_stage(demo(tmp_path)) as stage:
+        stage.finish()
+    assert manifest(tmp_path)["cost"] == pytest.approx(4.9)
+    assert Stage(demo(tmp_path)).spent == pytest.approx(4.9)
 
 
 def test_a_run_writes_its_config_and_its_manifest(tmp_path: Path) -> None:

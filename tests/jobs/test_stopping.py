@@ -45,6 +45,26 @@ def test_a_stop_between_rounds_is_one_too() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def test_a_second_stop_ends_at_once() -> None:
+    with asked_to_stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_set()
+        with pytest.raises(StoppedError, match="as asked again"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_no_machine_has_room_for_can_be_stopped(setup: Setup) -> None:
+    words = ["judge.engine=scripted", 'judge.actors.kinds=[{"resources": {"nowhere": 1}}]']
+
+    def began() -> bool:
+        return (setup.output / "manifest.json").exists() and "progress" in manifest(setup.output)
+
+    status, told, had = stop(setup.job("rate", f"trios={setup.trios}", *words), began, signal.SIGTERM)
+    assert (status, "run the same command again" in told) == (143, True), told
+    wait_until(lambda: all_gone(had), 30)
+    assert manifest(setup.output)["status"] == "interrupted"
+
+
 def test_a_stop_while_the_last_batch_of_a_stage_ends_is_one_of_the_pipeline(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:

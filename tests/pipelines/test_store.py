@@ -210,5 +210,7 @@ def test_each_shard_has_its_own_part_and_what_was_postponed_has_none(store: Part
 
 
 def test_empty_blocks_write_nothing(store: PartStore) -> None:
-    assert write_blocks([packed("groups", [])], store, convert) == {"groups": 0, "rows": 0}
+    # Of a stage's last block without rows, Ray Data forgets the columns.
+    for empty in (packed("groups", []), pa.table({})):
+        assert write_blocks([empty], store, convert) == {"groups": 0, "rows": 0}
     assert store.files("ratings") == []
