@@ -27,7 +27,7 @@ from ramo_ray.models.resolve import resolve
 MODEL = "bundled:smollm2-135m-instruct"
 TRIOS, LATENCY_S, BATCH = 500, 1.2, 4
 SLOWER = 3.0
-"""Of a batch of the run whose driver is killed, in times of `LATENCY_S`: so that it does not end before the last kill."""
+"""Times `LATENCY_S` for a batch of the run whose driver is killed, so that it does not end before the last kill."""
 PARTS = ("poison", "kills")
 LONGEST = 2.0
 """Until a driver is killed, at most, in times of what passes before a first commit: half are killed at work."""
