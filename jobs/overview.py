@@ -48,14 +48,18 @@ def show_status(run: Path, *, as_json: bool) -> None:
     for name, manifest in found.items():
         if manifest["status"] == "failed":
             console.print(f"{name}: {manifest.get('error')}", soft_wrap=True, markup=False)
-        elif manifest["status"] == "running" and "progress" in manifest:
-            console.print(f"{name}: {_progress_line(manifest['progress'])}", soft_wrap=True, markup=False)
+        elif "progress" in manifest:
+            line = _progress_line(manifest["progress"], running=manifest["status"] == "running")
+            console.print(f"{name}: {line}", soft_wrap=True, markup=False)
+        elif cost := manifest.get("cost"):
+            console.print(f"{name}: cost {cost:,.2f}", soft_wrap=True, markup=False)
 
 
-def _progress_line(progress: Mapping[str, Any]) -> str:
-    """How far a run is, as it recorded a moment ago."""
+def _progress_line(progress: Mapping[str, Any], *, running: bool) -> str:
+    """How far a run is, as it recorded a moment ago, or how far it was when it stopped."""
     now = Moment(**{key: progress[key] for key in Moment._fields})
-    left = "" if now.eta_seconds is None else f", {timedelta(seconds=round(now.eta_seconds))} left"
+    known = running and now.eta_seconds is not None
+    left = f", {timedelta(seconds=round(now.eta_seconds or 0))} left" if known else ""
     return f"{now.done:,} of {now.total:,}{left} · {now.line()} (at {progress['at']})"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.overview import manifests, show_status
+from jobs.pace import Pace
 from jobs.stage import StageConfig, open_stage
 from ramo_ray.errors import ConfigError
 
@@ -35,6 +36,22 @@ def test_a_pipelines_stages_come_in_the_order_in_which_they_started(
     assert "label: label broke" in capsys.readouterr().out
     show_status(tmp_path, as_json=True)
     assert json.loads(capsys.readouterr().out)["rate"]["seconds"] == 61.4
+
+
+def test_how_far_a_run_is_and_what_it_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown() -> str:
+        show_status(tmp_path / "run", as_json=False)
+        return capsys.readouterr().out
+
+    with open_stage(ExampleConfig(output=str(tmp_path / "run"))) as stage:
+        now = Pace(10, 4, 3600.0).moment({"actor_seconds": 2.5, "actors": 2}, 0)
+        stage.tell(now._replace(eta_seconds=60.0))
+        assert "example: 4 of 10, 0:01:00 left · 2 actors · 0.00 rows/s · cost 2.50" in shown()
+    # Stopped, so none can say when it will be done.
+    assert "example: 4 of 10 · 2 actors" in shown()
+    with open_stage(ExampleConfig(output=str(tmp_path / "run"))) as stage:
+        stage.finish()
+    assert "example: cost 2.50" in shown()
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
