@@ -69,6 +69,9 @@ def stop(
     Returns:
         Its exit status, what it wrote to stderr, and all processes it had.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # As where a shell runs the tests in its background; processes inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryFile("w+") as told:
         # Not a pipe: a process that a killed job leaves for a moment would hold it open.
         with subprocess.Popen(
