@@ -31,7 +31,7 @@ bench-exact: $(READY)  ## every engine and layout against one prompt at a time: 
 bench-scale: $(READY)  ## 1 to 64 actors that answer after a fixed time, and a million conversations: half an hour
 	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/scale.py
 
-bench-chaos: $(READY)  ## a driver killed at 20 random moments, and a row that kills among 500: 20 minutes
+bench-chaos: $(READY)  ## a driver killed at 20 random moments, and a row that kills among 500: half an hour
 	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/chaos.py
 
 setup: $(READY)

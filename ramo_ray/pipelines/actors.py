@@ -66,7 +66,7 @@ class KindChooser:
         import ray
 
         free = ray.available_resources()
-        self.names = [[name for name in names if _lives(name)] for names in self.names]
+        self.names = [[name for name in names if lives(name)] for names in self.names]
         taken = [len(names) / kind.max for names, kind in zip(self.names, self.actors.kinds, strict=True)]
         # Where none has room, the kind that is furthest from its most waits for machines to come.
         everything = [i for i, share in enumerate(taken) if share < 1] or list(range(len(taken)))
@@ -91,7 +91,8 @@ class KindChooser:
         return all(free.get(name, 0) >= amount for name, amount in needed.items())
 
 
-def _lives(name: str) -> bool:
+def lives(name: str) -> bool:
+    """Whether an actor of this name is there."""
     import ray
 
     try:

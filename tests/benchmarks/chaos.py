@@ -1,6 +1,6 @@
 """What a run survives, at length: its driver killed at 20 random moments; a row that kills, among 500.
 
-Run by `make bench-chaos`, which takes some 20 minutes. Prints a table and writes runs/bench/chaos.json.
+Run by `make bench-chaos`, which takes half an hour. Prints a table and writes runs/bench/chaos.json.
 """
 
 from __future__ import annotations

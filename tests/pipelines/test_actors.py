@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
+from support import wait_until
 
-from ramo_ray.pipelines.actors import KindChooser
+from ramo_ray.pipelines.actors import KindChooser, lives
 from ramo_ray.settings import ActorSettings
 
 KINDS = [{"num_cpus": 0.1, "max": 1}, {"num_cpus": 0.2, "max": 2}]
@@ -25,16 +25,6 @@ def started(options: dict[str, Any]) -> Any:
     return actor
 
 
-def gone(name: str) -> bool:
-    import ray
-
-    try:
-        ray.get_actor(name)
-    except ValueError:
-        return True
-    return False
-
-
 @pytest.mark.usefixtures("local_ray")
 def test_the_best_kind_that_is_not_full_and_again_when_its_actor_has_gone() -> None:
     import ray
@@ -47,7 +37,5 @@ def test_the_best_kind_that_is_not_full_and_again_when_its_actor_has_gone() -> N
         actors.append(started(options))
         names.append(options["name"])
     ray.kill(actors[0])
-    latest = time.monotonic() + 30
-    while not gone(names[0]) and time.monotonic() < latest:
-        time.sleep(0.05)
+    wait_until(lambda: not lives(names[0]), 30)
     assert choose()["num_cpus"] == 0.1
