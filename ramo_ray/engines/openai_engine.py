@@ -26,8 +26,9 @@ from ramo_ray.engines.openai_client import Client, RequestError, Sent
 from ramo_ray.engines.openai_routes import UNTOLD, first_choice
 from ramo_ray.engines.openai_start import inspect_server
 from ramo_ray.engines.pacing import Clock
-from ramo_ray.errors import EngineError, ModelError, ServerError
+from ramo_ray.errors import EngineError, ServerError
 from ramo_ray.settings import EngineSettings, SamplingSettings
+from ramo_ray.tokenizers import open_tokenizer
 
 T = TypeVar("T")
 
@@ -44,7 +45,7 @@ class OpenAIEngine:
 
     def __init__(self, settings: EngineSettings, model_path: Path, *, clock: Clock | None = None) -> None:
         self.settings, own = settings.openai, settings.openai
-        self.tokenizer = _load_tokenizer(model_path)
+        self.tokenizer = open_tokenizer(model_path)
         self.vocabulary_size = len(self.tokenizer)
         self.ends = _stated_ends(model_path)
         # httpx would report every request.
@@ -194,16 +195,6 @@ class OpenAIEngine:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{folder}: no tokenizer could be loaded ({reason}).") from None
 
 
 def _stated_ends(folder: Path) -> frozenset[int]:

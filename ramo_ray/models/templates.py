@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ramo_ray.core.records import Message, Prompt
 from ramo_ray.errors import LabelError, ModelError, RolesError
+from ramo_ray.tokenizers import open_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -28,15 +29,7 @@ FRAME_PROBES = (PROBE, "You are a helpful reader of rule 7: “No”", "You are 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Load a model folder's tokenizer. Raises `ModelError` if there is none, or one that parses texts for controls."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"{folder}: no tokenizer could be loaded ({reason}). Put the model's tokenizer files there."
-        ) from None
+    tokenizer = open_tokenizer(folder)
     special = set(_special_tokens(tokenizer).values()) - {tokenizer.unk_token_id}
     if special.intersection(encode_text(tokenizer, " ".join(_special_tokens(tokenizer)))):
         raise ModelError(

@@ -31,7 +31,7 @@ PATIENCE = 20
 
 DRAINING_SECONDS = 1.0
 """Between two looks at which nodes are to go."""
-HOMELESS_SECONDS = 20.0
+HOMELESS_SECONDS = 10.0
 """Time in which nothing moves, after which actors whose node is gone, and who found no other, are given up."""
 IDLE_SECONDS = 120.0
 """An actor without a batch for so long counts as gone: Ray ends an idle one without a word."""

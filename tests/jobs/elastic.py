@@ -1,8 +1,8 @@
 """A program for test_elastic: rates on a cluster that grows from one worker node to three, and shrinks to one again.
 
-There is a heap of work at first, and then no more than comes in drop by drop; the last drop waits for the nodes to have
-gone, so that they go while the run goes on. Ray's autoscaler decides, with its provider of nodes that are processes on
-this machine. Prints as JSON how many nodes there were, and how fast it went.
+There is a heap of work at first, until three nodes have worked a while, and then no more than comes in drop by drop;
+the last drop waits for the nodes to have gone, so that they go while the run goes on. Ray's autoscaler decides, with
+its provider of nodes that are processes on this machine. Writes how many nodes there were, and how fast it went.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import machines
 import pyarrow as pa
-from machines import BATCH, batches_of, placed_work
+from machines import BATCH, FOUND, HURRY, batches_of, placed_work
 from ray import cloudpickle
 from works import write_trios
 
@@ -36,9 +37,13 @@ cloudpickle.register_pickle_by_value(machines)
 HEAD_ID = "f" * 51 + "00000"
 NODE = {"CPU": 2, "object_store_memory": 10**8}
 ACTORS = {"min": 1, "max": 3, "num_cpus": 1.2}
-HEAP, DROPS = 70, 8
-"""Batches that are there at once, and those that come later."""
+HEAP, DROPS = 90, 3
+"""Batches that are there at once, more than are needed, and those that come later."""
 LATENCY_S, SECONDS_A_DROP = 1.2, 5.0
+WINDOW_S = 5.0
+"""In which rates are counted. When three nodes have worked together for longer, what is left of the heap goes fast."""
+SHRUNK = "shrunk"
+"""The file that says that one worker node was left, after three had worked."""
 LAST_DROP_S = 180.0
 """The longest that the last drop waits; then the nodes did not go."""
 
@@ -46,15 +51,15 @@ LAST_DROP_S = 180.0
 class Trickle:
     """Lets a heap of batches pass at once, then one now and then, and the last when one worker node is left."""
 
-    def __init__(self) -> None:
-        self.passed = 0
+    def __init__(self, folder: str) -> None:
+        self.passed, self.shrunk = 0, Path(folder) / SHRUNK
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         self.passed += 1
         if self.passed > HEAP:
             time.sleep(SECONDS_A_DROP)
         latest = time.monotonic() + LAST_DROP_S
-        while self.passed == HEAP + DROPS and workers() > 1 and time.monotonic() < latest:
+        while self.passed == HEAP + DROPS and not self.shrunk.exists() and time.monotonic() < latest:
             time.sleep(0.5)
         return batch
 
@@ -66,7 +71,7 @@ def workers() -> int:
     return sum(node["Alive"] for node in ray.nodes()) - 1
 
 
-def trickle(groups: Any) -> Any:
+def trickle(groups: Any, folder: Path) -> Any:
     """A stage that runs where the driver does, and takes nothing of the nodes that come and go."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -74,6 +79,7 @@ def trickle(groups: Any) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return groups.map_batches(
         Trickle,
+        fn_constructor_args=[str(folder)],
         batch_size=BATCH,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),
@@ -100,8 +106,8 @@ def autoscaling_cluster() -> Iterator[str]:
     config = {
         "cluster_name": "elastic",
         "max_workers": 3,
-        # Six seconds.
-        "idle_timeout_minutes": 0.1,
+        # Four seconds.
+        "idle_timeout_minutes": 0.07,
         "upscaling_speed": 10.0,
         "provider": {
             "type": "fake_multinode",
@@ -155,9 +161,18 @@ def autoscaling_cluster() -> Iterator[str]:
                 head.wait(timeout=60)
 
 
-def watch(nodes: list[tuple[float, int]], ended: threading.Event) -> None:
+def watch(folder: Path, nodes: list[tuple[float, int]], ended: threading.Event) -> None:
+    """Note how many nodes there are, and have the judges hurry when enough was seen of three at work."""
     while not ended.wait(0.5):
         nodes.append((time.time(), workers()))
+        joined: dict[str, float] = {}
+        for at, node in batches_of(folder):
+            joined.setdefault(node, at)
+        if not (folder / HURRY).exists():
+            if len(joined) == 3 and time.time() - max(joined.values()) > 1.5 * WINDOW_S:
+                (folder / HURRY).touch()
+        elif workers() == 1:
+            (folder / SHRUNK).touch()
 
 
 def main(folder: Path, model: str) -> None:
@@ -172,38 +187,36 @@ def main(folder: Path, model: str) -> None:
         set_up_ray_data()
         nodes: list[tuple[float, int]] = []
         ended = threading.Event()
-        thread = threading.Thread(target=watch, args=(nodes, ended), daemon=True)
+        thread = threading.Thread(target=watch, args=(folder, nodes, ended), daemon=True)
         thread.start()
         write_trios(folder, BATCH * (HEAP + DROPS))
-        given = placed_work(folder, model, ACTORS, LATENCY_S, trickle)
+        given = placed_work(folder, model, ACTORS, LATENCY_S, partial(trickle, folder=folder))
         result = run_groups(given)
         ended.set()
         thread.join()
         rated = Counter(given.store.read("ratings", ["conversation_id"])["conversation_id"].to_pylist())
         batches = batches_of(folder)
+        hurried = (folder / HURRY).stat().st_mtime
         within = [count for at, count in nodes if at <= batches[-1][0]]
-        print(
-            json.dumps(
-                {
-                    "rated": len(rated),
-                    "most": max(rated.values()),
-                    "counts": result.counts,
-                    # As they changed, until the last batch ended.
-                    "nodes": [count for count, before in zip(within, [0, *within], strict=False) if count != before],
-                    "rate_by_nodes": rates(batches),
-                }
-            )
-        )
+        found = {
+            "rated": len(rated),
+            "most": max(rated.values()),
+            "counts": result.counts,
+            # As they changed, until the last batch ended.
+            "nodes": [count for count, before in zip(within, [0, *within], strict=False) if count != before],
+            "rate_by_nodes": rates([batch for batch in batches if batch[0] < hurried]),
+        }
+        (folder / FOUND).write_text(json.dumps(found))
         ray.shutdown()
 
 
 def rates(batches: list[tuple[float, str]]) -> dict[int, float]:
-    """Batches a second in the busiest five seconds with so many nodes at work."""
+    """Batches a second in the busiest window with so many nodes at work."""
     best: dict[int, float] = {}
     for start, _ in batches:
-        inside = [(at, node) for at, node in batches if start <= at < start + 5]
+        inside = [(at, node) for at, node in batches if start <= at < start + WINDOW_S]
         count = len({node for _, node in inside})
-        best[count] = max(best.get(count, 0.0), len(inside) / 5)
+        best[count] = max(best.get(count, 0.0), len(inside) / WINDOW_S)
     return best
 
 
