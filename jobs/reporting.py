@@ -14,7 +14,7 @@ from jobs.stage import read_json, write_text
 from ramo_ray.core.rules import load_pool
 from ramo_ray.evaluation import report_data as rd
 from ramo_ray.evaluation.report import MAX_TRIOS, render
-from ramo_ray.training.metrics import read_rows
+from ramo_ray.step_log import read_rows
 
 MAX_CELLS = 4000
 """Cells (trio and rule) in the plot of both terms of equation 12; more are sampled."""

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ramo_ray.errors import ConfigError, StoppedError
@@ -37,8 +37,11 @@ def submitted() -> bool:
 
 
 @contextlib.contextmanager
-def ray_session(settings: RaySettings) -> Iterator[None]:
-    """Have a Ray: the one that is up, the submitted job's, the one at `ray.address`, or a private one for this run."""
+def ray_session(settings: RaySettings, stand_ins: Mapping[str, int] | None = None) -> Iterator[None]:
+    """Have a Ray: the one that is up, the submitted job's, the one at `ray.address`, or a private one for this run.
+
+    A private one says that it has the `stand_ins` (`num_cpus`, `num_gpus`), if there are any.
+    """
     os.environ.update({key: value for key, value in RAY_ENVIRONMENT.items() if key not in os.environ})
 
     import ray
@@ -47,7 +50,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         yield
         return
     address = settings.address or ("auto" if submitted() else "local")
-    private: dict[str, Any] = {"num_cpus": settings.num_cpus, "include_dashboard": False}
+    private: dict[str, Any] = {"num_cpus": settings.num_cpus, "include_dashboard": False} | dict(stand_ins or {})
     if settings.object_store_gib:
         private["object_store_memory"] = int(settings.object_store_gib * 2**30)
     options = private if address == "local" else {}

@@ -10,6 +10,7 @@
     ├── EngineError              an engine that gave no finite answer
     ├── ServerError              a model server that is not there, refuses the key or lacks the model
     ├── TrainingError            a training run that cannot go on
+    ├── PlacementError           machines that cannot hold what a run would put there
     ├── FingerprintError         results of another judge, template or pool in the same place
     ├── MissingPackageError      an optional package that is not installed
     ├── TooManyBadRowsError      more rows in quarantine than the run allows (exit status 3)
@@ -73,6 +74,12 @@ class ServerError(RamoError):
 
 class TrainingError(RamoError):
     """A training run cannot go on (no data, a loss that is not finite, a checkpoint of another run)."""
+
+
+class PlacementError(RamoError):
+    """The cluster has not what a run's roles need, or a run is not for it. Names each role's part."""
+
+    exit_status = 2
 
 
 class FingerprintError(RamoError):

@@ -13,6 +13,7 @@ from pydantic import PositiveInt
 
 from jobs.pipeline import STAGES, plan
 from jobs.stage import StageConfig
+from jobs.train_policy import TrainPolicyConfig
 from ramo_ray.config import (
     Config,
     JobConfig,
@@ -265,9 +266,16 @@ def test_every_stage_has_a_valid_shipped_config(folder: str, job: str) -> None:
     assert config.output == f"runs/{folder}"
 
 
+@pytest.mark.parametrize("folder", ["laptop", "paper"])
+def test_ppo_has_a_valid_shipped_config(folder: str) -> None:
+    config = load(TrainPolicyConfig, CONFIGS / folder, [])
+    assert (config.output, config.run) == (f"runs/{folder}/train_policy", f"runs/{folder}")
+    assert config.rehearsal == (folder == "laptop")
+
+
 def test_every_shipped_file_is_of_a_job() -> None:
     files = {file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.yaml")}
-    jobs = (*STAGES, "common", "compare_layouts")
+    jobs = (*STAGES, "common", "compare_layouts", "train_policy")
     assert {Path(file).stem for file in files} <= set(jobs)
     assert {"laptop/common.yaml", "paper/common.yaml"} <= files
 

@@ -121,6 +121,18 @@ def _render(tokenizer: Tokenizer, messages: Prompt, add_generation_prompt: bool)
     return text
 
 
+def prompt_text(tokenizer: Tokenizer, prompt: Prompt) -> str:
+    """A prompt in the model's chat template, up to where the answer begins. Errors: those of `encode_chat`."""
+    return _render(tokenizer, prompt, add_generation_prompt=True)
+
+
+def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether two tokenizers turn any conversation into the same ids: the same vocabulary, rules and chat template."""
+    if one.chat_template != other.chat_template or not (one.is_fast and other.is_fast):
+        return False
+    return bool(one.backend_tokenizer.to_str() == other.backend_tokenizer.to_str())
+
+
 def chat_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Token ids before and after the content of a single user message that the model is to answer.
 

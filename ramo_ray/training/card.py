@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ramo_ray.training.metrics import Row
+from ramo_ray.step_log import Row
 from ramo_ray.training.run import Task, TrainingRun
 
 TITLES: dict[Task, str] = {"adapter": "Rule Adapter", "reward": "Safety reward model"}

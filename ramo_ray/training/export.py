@@ -9,8 +9,8 @@ from typing import Any
 from ramo_ray.errors import TrainingError
 from ramo_ray.models.classifier import quiet
 from ramo_ray.models.templates import load_tokenizer
+from ramo_ray.step_log import Row
 from ramo_ray.training.card import model_card
-from ramo_ray.training.metrics import Row
 from ramo_ray.training.run import TrainingRun
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from ramo_ray.config import find_ramo_error
 from ramo_ray.errors import TrainingError
 from ramo_ray.settings import TrainingSettings
+from ramo_ray.step_log import Follower, Row, read_rows
 from ramo_ray.training.examples import Examples
-from ramo_ray.training.metrics import Follower, Row, read_rows
 from ramo_ray.training.run import Task, TrainingRun, claim
 
 POLL_SECONDS = 0.2

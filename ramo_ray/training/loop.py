@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ramo_ray import step_log
 from ramo_ray.errors import TrainingError
 from ramo_ray.models.resolve import resolve
 from ramo_ray.training import engine as deepspeed_engine
-from ramo_ray.training import metrics
 from ramo_ray.training.batches import global_batches, learning_rate, share
 from ramo_ray.training.examples import Examples
 from ramo_ray.training.export import export
@@ -66,7 +66,7 @@ def train_loop(config: dict[str, Any]) -> None:
             continue
         row = _step(worker, step, batch)
         if worker.place.rank == 0:
-            metrics.append(run.metrics_file, row)
+            step_log.append(run.metrics_file, row)
         if step % run.settings.checkpoint_every == 0 or step == worker.steps:
             _checkpoint(worker, step, row)
     _export(worker, base)
@@ -104,11 +104,11 @@ def _resume(worker: Worker) -> int:
     checkpoint = ray.train.get_checkpoint()
     step = 0 if checkpoint is None else deepspeed_engine.load_checkpoint(worker.engine, Path(checkpoint.path))
     if worker.place.rank == 0:
-        metrics.rewind(worker.run.metrics_file, step)
+        step_log.rewind(worker.run.metrics_file, step)
     return step
 
 
-def _step(worker: Worker, step: int, batch: NDArray[np.int64]) -> metrics.Row:
+def _step(worker: Worker, step: int, batch: NDArray[np.int64]) -> step_log.Row:
     """One optimiser step on a global batch; its row of metrics, the same on every worker."""
     import torch
 
@@ -158,7 +158,7 @@ def _check_finite(value: float, step: int, what: str) -> None:
         )
 
 
-def _checkpoint(worker: Worker, step: int, row: metrics.Row) -> None:
+def _checkpoint(worker: Worker, step: int, row: step_log.Row) -> None:
     import ray.train
     from ray.train import CheckpointUploadMode
 
@@ -176,5 +176,5 @@ def _export(worker: Worker, base: Path) -> None:
     first = worker.place.rank == 0
     weights = deepspeed_engine.gather_weights(worker.engine, keep=first)
     if first:
-        last = metrics.read_rows(worker.run.metrics_file)[-1]
+        last = step_log.read_rows(worker.run.metrics_file)[-1]
         export(worker.engine.module, weights, base=base, run=worker.run, last=last)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ramo_ray.training.metrics import Follower, append, read_rows, rewind
+from ramo_ray.step_log import Follower, append, read_rows, rewind
 
 
 @pytest.fixture

@@ -1,0 +1,120 @@
+"""What PPO starts from: prompts that the policy can answer, and models that fit each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ramo_ray.core.records import Prompt
+from ramo_ray.errors import ModelError, RolesError, SourceError
+from ramo_ray.models.templates import encode_chat, end_of_turn_id, load_tokenizer, prompt_text, same_tokens
+from ramo_ray.ppo.settings import PPOSettings
+
+HELD_PROMPTS = 32
+"""Prompts whose answers tell the spread of rewards."""
+
+
+class Prompts(NamedTuple):
+    """What became of a source's prompts: rows read, those in the file, and those set aside with their reasons."""
+
+    read: int
+    used: list[Prompt]
+    bad: list[dict[str, Any]]
+
+
+def write_prompts(rows: Iterable[dict[str, Any]], policy: Path, settings: PPOSettings, file: Path) -> Prompts:
+    """Write OpenRLHF's prompt file: the text as the policy reads it, and the messages as JSON for an endpoint.
+
+    Set aside are prompts that leave no room for an answer, that the chat template refuses, that spell a control token
+    (OpenRLHF would read it as one), that are there twice, and the last ones that do not fill a step.
+
+    Raises:
+        SourceError: too few for one step.
+    """
+    tokenizer = load_tokenizer(policy)
+    room = settings.max_length - settings.rollout.max_new_tokens
+    read, seen, bad = 0, set[str](), list[dict[str, Any]]()
+    good: list[tuple[str, Prompt]] = []
+    for row in rows:
+        read += 1
+        aside = {"origin": row["origin"], "id": row.get("prompt_id")}
+        reason = row.get("reason") or ("the same prompt again" if row["prompt_id"] in seen else None)
+        if reason is None:
+            seen.add(row["prompt_id"])
+            text, reason = _readable(tokenizer, row["prompt"], room)
+        if reason:
+            bad.append(aside | {"reason": reason})
+        else:
+            good.append((text, row["prompt"]))
+    step = settings.rollout.prompts_per_step
+    if len(good) < step:
+        raise SourceError(
+            f"prompts: {len(good)} of {read} can be used, and a step takes rollout.prompts_per_step = {step}. "
+            + _reasons(bad)
+        )
+    whole = len(good) // step * step
+    bad += [
+        {"origin": "prompts", "id": None, "reason": "left over: does not fill a step"} for _ in range(len(good) - whole)
+    ]
+    lines = (json.dumps({"input": text, "label": json.dumps(prompt)}) + "\n" for text, prompt in good[:whole])
+    file.write_text("".join(lines), encoding="utf-8")
+    return Prompts(read, [prompt for _, prompt in good[:whole]], bad)
+
+
+def _readable(tokenizer: Any, prompt: Prompt, room: int) -> tuple[str, str | None]:
+    """The prompt as text, or why it cannot be used."""
+    try:
+        ids = encode_chat(tokenizer, prompt, add_generation_prompt=True)
+        text = prompt_text(tokenizer, prompt)
+    except RolesError:
+        return "", "the policy's chat template does not take its order of roles"
+    if len(ids) > room:
+        return "", f"too long: {len(ids):,} tokens, and max_length less max_new_tokens leaves {room:,}"
+    if tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] != ids:
+        return "", "spells a control token of the policy's"
+    return text, None
+
+
+def _reasons(bad: list[dict[str, Any]]) -> str:
+    return f"The first that cannot: {bad[0]['reason']}." if bad else "Give more prompts, or make steps smaller."
+
+
+def check_policy(policy: Path) -> None:
+    """Refuse a policy that cannot chat, or that brings code of its own, which OpenRLHF would run.
+
+    Raises:
+        ModelError: says which.
+    """
+    refuse_code("policy", policy)
+    end_of_turn_id(load_tokenizer(policy))
+
+
+def check_reward(reward: Path, policy: Path) -> None:
+    """Refuse a reward model that PPO's own reward actor cannot use, before any GPU is taken.
+
+    Raises:
+        ModelError: another number of outputs, code of its own, or tokens that are not the policy's.
+    """
+    refuse_code("reward model", reward)
+    config = json.loads((reward / "config.json").read_text(encoding="utf-8"))
+    outputs = len(config.get("id2label", {"0": "", "1": ""}))
+    if outputs != 1:
+        raise ModelError(f"{reward}: has {outputs} outputs, and a reward model has one. Give a reward model's folder.")
+    if not same_tokens(load_tokenizer(policy), load_tokenizer(reward)):
+        raise ModelError(
+            f"{reward}: its tokenizer or chat template is not the policy's, so it would read other tokens than it was "
+            "trained on. Serve it behind an endpoint, which is given texts, and name that in ppo.reward.endpoints."
+        )
+
+
+def refuse_code(role: str, folder: Path) -> None:
+    """Raise `ModelError` for a model folder that names code of its own: OpenRLHF trusts any."""
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        if file.exists() and "auto_map" in json.loads(file.read_text(encoding="utf-8")):
+            raise ModelError(
+                f"{folder}: the {role}'s {name} names code of its own (auto_map), which OpenRLHF would run. Take a "
+                "model that transformers knows, or remove that entry if it does."
+            )
