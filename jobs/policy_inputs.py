@@ -17,10 +17,11 @@ HELD_PROMPTS = 32
 
 
 class Prompts(NamedTuple):
-    """What became of a source's prompts: rows read, those in the file, and those set aside with their reasons."""
+    """What became of a source's prompts: rows read, those in the file, their tokens on average, and those set aside."""
 
     read: int
     used: list[Prompt]
+    tokens: float
     bad: list[dict[str, Any]]
 
 
@@ -36,45 +37,45 @@ def write_prompts(rows: Iterable[dict[str, Any]], policy: Path, settings: PPOSet
     tokenizer = load_tokenizer(policy)
     room = settings.max_length - settings.rollout.max_new_tokens
     read, seen, bad = 0, set[str](), list[dict[str, Any]]()
-    good: list[tuple[str, Prompt]] = []
+    good: list[tuple[str, Prompt, int]] = []
     for row in rows:
         read += 1
         aside = {"origin": row["origin"], "id": row.get("prompt_id")}
         reason = row.get("reason") or ("the same prompt again" if row["prompt_id"] in seen else None)
         if reason is None:
             seen.add(row["prompt_id"])
-            text, reason = _readable(tokenizer, row["prompt"], room)
+            text, length, reason = _readable(tokenizer, row["prompt"], room)
         if reason:
             bad.append(aside | {"reason": reason})
         else:
-            good.append((text, row["prompt"]))
+            good.append((text, row["prompt"], length))
     step = settings.rollout.prompts_per_step
     if len(good) < step:
         raise SourceError(
             f"prompts: {len(good)} of {read} can be used, and a step takes rollout.prompts_per_step = {step}. "
             + _reasons(bad)
         )
-    whole = len(good) // step * step
-    bad += [
-        {"origin": "prompts", "id": None, "reason": "left over: does not fill a step"} for _ in range(len(good) - whole)
-    ]
-    lines = (json.dumps({"input": text, "label": json.dumps(prompt)}) + "\n" for text, prompt in good[:whole])
+    used, left = good[: len(good) // step * step], len(good) % step
+    bad += [{"origin": "prompts", "id": None, "reason": "left over: does not fill a step"}] * left
+    lines = (json.dumps({"input": text, "label": json.dumps(prompt)}) + "\n" for text, prompt, _ in used)
     file.write_text("".join(lines), encoding="utf-8")
-    return Prompts(read, [prompt for _, prompt in good[:whole]], bad)
+    tokens = sum(length for _, _, length in used) / len(used)
+    return Prompts(read, [prompt for _, prompt, _ in used], tokens, bad)
 
 
-def _readable(tokenizer: Any, prompt: Prompt, room: int) -> tuple[str, str | None]:
-    """The prompt as text, or why it cannot be used."""
+def _readable(tokenizer: Any, prompt: Prompt, room: int) -> tuple[str, int, str | None]:
+    """The prompt as text, its length in tokens, and why it cannot be used, if it cannot."""
     try:
         ids = encode_chat(tokenizer, prompt, add_generation_prompt=True)
         text = prompt_text(tokenizer, prompt)
     except RolesError:
-        return "", "the policy's chat template does not take its order of roles"
+        return "", 0, "the policy's chat template does not take its order of roles"
+    reason = None
     if len(ids) > room:
-        return "", f"too long: {len(ids):,} tokens, and max_length less max_new_tokens leaves {room:,}"
-    if tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] != ids:
-        return "", "spells a control token of the policy's"
-    return text, None
+        reason = f"too long: {len(ids):,} tokens, and max_length less max_new_tokens leaves {room:,}"
+    elif tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] != ids:
+        reason = "spells a control token of the policy's"
+    return text, len(ids), reason
 
 
 def _reasons(bad: list[dict[str, Any]]) -> str:

@@ -19,7 +19,7 @@ from ramo_ray.config import run
 from ramo_ray.errors import TrainingError
 from ramo_ray.ppo import cpu_rehearsal, driver
 from ramo_ray.ppo.launcher import Paths, Spread, flags
-from ramo_ray.ppo.placement import check_cluster, memory, needs
+from ramo_ray.ppo.placement import check_cluster, gpu_hours, memory, needs
 from ramo_ray.ppo.settings import PPOSettings
 from ramo_ray.settings import SamplingSettings, SourceSettings
 
@@ -179,8 +179,14 @@ def _announce(config: TrainPolicyConfig, models: Models, spread: Spread, prompts
         f"the critic starts from the {'reward model' if models.reward else 'policy'}",
         "GPUs: " + "; ".join(f"{need.role}: {need.gpus}" for need in needs(config.ppo)),
     ]
-    held = memory(config.ppo, *(_parameters(folder) for folder in (models.policy, models.reward or models.policy)))
-    lines.append("memory a GPU, GiB: " + ", ".join(f"{role} {gib:.1f}" for role, gib in held.items()))
+    policy, reward = (_parameters(folder) for folder in (models.policy, models.reward or models.policy))
+    held = memory(config.ppo, policy, reward)
+    hours = gpu_hours(config.ppo, policy, reward, len(prompts.used), prompts.tokens + config.ppo.rollout.max_new_tokens)
+    lines += [
+        "memory a GPU, GiB, beside activations and vLLM: "
+        + ", ".join(f"{role} {gib:.1f}" for role, gib in held.items()),
+        f"at most {hours:,.2g} GPU-hours, where a GPU does {config.ppo.gpu_tflops:g} TFLOPS (ppo.gpu_tflops)",
+    ]
     for line in lines:
         console.print(f"  {line}", markup=False)
 
@@ -232,6 +238,8 @@ def _learn(config: TrainPolicyConfig, stage: Stage, models: Models, spread: Spre
             policy_card(config.policy, config.ppo, spread, last, rehearsal=config.rehearsal), encoding="utf-8"
         )
         partial_model.replace(model)
+        # A finished run is not taken up again, and they are many times the model's size.
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return read_rows(folder / driver.METRICS)[-1]
 
 

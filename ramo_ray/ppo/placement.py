@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ramo_ray.errors import PlacementError
@@ -88,24 +88,21 @@ def _frozen(parameters: int, settings: PPOSettings, gpus: int) -> float:
     return parameters * WEIGHTS / (gpus if settings.zero_stage == 3 else 1)
 
 
-def gpu_hours(settings: PPOSettings, parameters: Mapping[str, int], prompts: int, tokens: float, flops: float) -> float:
-    """GPU-hours of a run, from the operations that its models need: 2 a parameter and token read, 6 learnt from.
+def gpu_hours(settings: PPOSettings, policy: int, reward: int, prompts: int, tokens: float) -> float:
+    """GPU-hours of the models' arithmetic, at `gpu_tflops`: 2 operations a parameter and token read, 6 learnt from.
 
-    Writing is counted as reading once more. What GPUs wait for each other is not in it: with placement spread they do
-    so most of the time, so all of them are counted for as long as the work of all takes on the busiest.
+    The policy, its reference, the critic and the reward model read each response, and writing it counts as reading it
+    once more. While one role works, GPUs of another's wait, so what has GPUs of its own is counted for all that time.
 
     Args:
-        parameters: of `policy` and `reward`.
+        policy: parameters of the policy, and of its reference.
+        reward: parameters of the reward model; the critic's too, unless rewards come from endpoints.
         prompts: of one episode.
-        tokens: of prompt and response, on average.
-        flops: operations a second that one GPU really does.
+        tokens: of a prompt and its response, on average.
     """
-    policy, reward = parameters["policy"], parameters["reward"]
     critic = policy if settings.reward.endpoints else reward
-    read = 2 * policy * (3 if settings.kl_coefficient else 2) + 2 * critic
-    read += 0 if settings.reward.endpoints else 2 * reward
-    learnt = 6 * (policy + critic) * settings.epochs
+    readers = policy * (3 if settings.kl_coefficient else 2) + critic + (0 if settings.reward.endpoints else reward)
+    learners = (policy + critic) * settings.epochs
     responses = prompts * settings.rollout.responses_per_prompt * settings.episodes
-    seconds = responses * tokens * (read + learnt) / flops
-    share = 1 if settings.placement == "colocate" else len(needs(settings))
-    return seconds * share / 3600
+    operations = responses * tokens * (2 * readers + 6 * learners)
+    return operations * len(needs(settings)) / (settings.gpu_tflops * 1e12) / 3600

@@ -110,6 +110,8 @@ class PPOSettings(Config):
     """Keep the optimisers' states in main memory."""
     gradient_checkpointing: bool = True
     attention: Literal["flash_attention_2", "sdpa", "eager"] = "flash_attention_2"
+    gpu_tflops: PositiveFloat = 100.0
+    """Operations a second, in 10¹², that a GPU really does: for the estimate of GPU-hours alone."""
     save_every: PositiveInt = 20
     """Steps between checkpoints."""
 

@@ -40,7 +40,7 @@ ACTORS = {"min": 1, "max": 3, "num_cpus": 1.2}
 HEAP, DROPS = 90, 3
 """Batches that are there at once, more than are needed, and those that come later."""
 LATENCY_S, SECONDS_A_DROP = 1.2, 5.0
-WINDOW_S = 5.0
+WINDOW_S = 4.0
 """In which rates are counted. When three nodes have worked together for longer, what is left of the heap goes fast."""
 SHRUNK = "shrunk"
 """The file that says that one worker node was left, after three had worked."""

@@ -101,7 +101,7 @@ def test_a_run_stopped_in_every_way_rates_each_conversation_once(setup: Setup) -
     with setup.trios.open("a") as stream:
         stream.write("".join(json.dumps(row) + "\n" for row in more))
     command = setup.job("rate", f"trios={setup.trios}", "judge.engine=scripted")
-    slowly = [*command, "judge.scripted.latency_s=1"]
+    slowly = [*command, "judge.scripted.latency_s=0.7"]
     ratings = setup.output / "data/ratings"
     had: list[psutil.Process] = []
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ramo_ray.errors import PlacementError
-from ramo_ray.ppo.placement import GIB, check_cluster, memory, needs
+from ramo_ray.ppo.placement import GIB, check_cluster, gpu_hours, memory, needs
 from ramo_ray.ppo.settings import PPOSettings
 
 MODELS = ("policy", "reference", "critic", "reward_model")
@@ -79,6 +79,15 @@ def test_memory_counts_weights_gradients_and_adam() -> None:
     assert memory(chosen(), GIB, GIB)["policy"] == 4.0
     remote = memory(chosen(reward={"endpoints": ["http://a"]}), GIB, 0)
     assert (remote["critic"], "reward model" in remote) == (4.0, False)
+
+
+def test_gpu_hours_are_the_arithmetic_of_all_that_read_and_learn() -> None:
+    one = chosen(gpu_tflops=1)
+    # Written, read by policy, reference, critic and reward model: 5 times 2; learnt by two: 2 times 6.
+    assert gpu_hours(one, 10**9, 10**9, 3600, 1000.0) == pytest.approx(22.0)
+    assert gpu_hours(chosen(gpu_tflops=2, episodes=2), 10**9, 10**9, 3600, 1000.0) == pytest.approx(22.0)
+    assert gpu_hours(chosen(gpu_tflops=1, kl_coefficient=0), 10**9, 10**9, 3600, 1000.0) == pytest.approx(20.0)
+    assert gpu_hours(chosen(gpu_tflops=1, placement="spread"), 10**9, 10**9, 3600, 1000.0) == pytest.approx(110.0)
 
 
 @given(gpus=st.integers(1, 16), stage=st.sampled_from([2, 3]), offload=st.booleans())

@@ -25,18 +25,6 @@ PROMPTS, STEPS = 16, 2
 AWAY_S = 30.0
 
 
-@pytest.fixture(scope="module")
-def reward_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny policy's weights with a new head of one output."""
-    from ramo_ray.models.reward import new_reward_model
-    from ramo_ray.models.templates import load_tokenizer
-
-    folder = tmp_path_factory.mktemp("tiny-reward")
-    new_reward_model(tiny_model, seed=3).save_pretrained(folder)
-    load_tokenizer(tiny_model).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def config(tmp_path: Path, tiny_model: Path, reward_model: Path) -> Path:
     """Two steps of eight prompts, with learning rates that move the policy; one prompt spells a control token."""
@@ -128,6 +116,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_another_policy(config: Path,
     # Texts stay out of the log.
     assert "What is" not in log
     assert any((folder / "tensorboard").rglob("events.*"))
+    assert not (folder / "checkpoints").exists()
     assert run(command(config)).returncode == 0
 
 
