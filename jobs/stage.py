@@ -20,7 +20,7 @@ from pydantic import Field
 
 from jobs.changes import differences
 from jobs.session import submitted
-from ramo_ray.config import Config, JobConfig
+from ramo_ray.config import Config, JobConfig, find_ramo_error
 from ramo_ray.errors import ConfigError, FingerprintError, RamoError, StoppedError, TooManyBadRowsError
 from ramo_ray.settings import CommonSettings, Fraction, RaySettings, StorageSettings
 
@@ -123,7 +123,8 @@ class Stage:
     @property
     def begun(self) -> bool:
         """Whether anything was done that another configuration would not have done."""
-        return self.finished or any(self.data.rglob("*.parquet")) or (self.folder / "examples.parquet").exists()
+        own = (self.folder / name for name in ("examples.parquet", "spread.json"))
+        return self.finished or any(self.data.rglob("*.parquet")) or any(file.exists() for file in own)
 
     def next_job(self, job: str, **inputs: object) -> str:
         """The command line of the job that takes this run's results, writing beside it; empty inputs are left out."""
@@ -222,7 +223,9 @@ class Stage:
     def fail(self, error: BaseException) -> None:
         """Record that the run stopped, and can be continued."""
         interrupted = isinstance(error, KeyboardInterrupt | StoppedError)
-        message = str(error) if isinstance(error, RamoError) else type(error).__name__
+        # Not as Ray wraps it, with a remote traceback.
+        own = find_ramo_error(error)
+        message = str(own) if own else type(error).__name__
         self.update(status="interrupted" if interrupted else "failed", error=message, seconds=self._seconds())
 
     def _seconds(self) -> float:

@@ -13,10 +13,10 @@ from pydantic import PositiveInt
 from jobs.display import console, heading, progress, summary
 from jobs.inputs import SAMPLES, earlier, refuse_relative_model, sample_prompts, source_path
 from jobs.policy_inputs import HELD_PROMPTS, Prompts, check_policy, check_reward, write_prompts
-from jobs.session import ray_session
-from jobs.stage import Stage, StageConfig, open_stage, read_json, write_json
+from jobs.session import ray_session, submitted
+from jobs.stage import Stage, StageConfig, locate, open_stage, read_json, write_json
 from ramo_ray.config import run
-from ramo_ray.errors import TrainingError
+from ramo_ray.errors import ConfigError, TrainingError
 from ramo_ray.ppo import cpu_rehearsal, driver
 from ramo_ray.ppo.launcher import Paths, Spread, flags
 from ramo_ray.ppo.placement import check_cluster, gpu_hours, memory, needs
@@ -57,7 +57,16 @@ def check(config: TrainPolicyConfig) -> Models:
 
     driver.check_packages(rehearsal=config.rehearsal)
     if config.rehearsal:
+        if config.ray.address or submitted():
+            raise ConfigError(
+                "rehearsal=true starts a Ray of its own: leave `ray.address` empty, and do not submit it."
+            )
         cpu_rehearsal.refuse_gpu()
+    # OpenRLHF takes commas between data sets, and what follows an @ for a version.
+    if set(str(locate(config, "output", config.output))) & set(",@"):
+        raise ConfigError(
+            f"`output` = {config.output}: OpenRLHF cannot read a path with a comma or an @. Give another."
+        )
     refuse_relative_model(config.policy)
     policy = resolve(config.policy, config.policy_revision).resolve()
     check_policy(policy)
@@ -208,6 +217,7 @@ def _learn(config: TrainPolicyConfig, stage: Stage, models: Models, spread: Spre
 
     from ramo_ray.models.templates import load_tokenizer
     from ramo_ray.ppo.card import policy_card
+    from ramo_ray.ppo.checkpoints import settle
     from ramo_ray.step_log import read_rows
 
     folder, model, partial_model = stage.folder, stage.folder / "model", stage.folder / "model.partial"
@@ -222,6 +232,8 @@ def _learn(config: TrainPolicyConfig, stage: Stage, models: Models, spread: Spre
             tensorboard=folder / "tensorboard",
         )
         shutil.rmtree(partial_model, ignore_errors=True)
+        if step := settle(paths.checkpoints):
+            console.print(f"  goes on from step {step}", markup=False)
         launch = driver.Launch(
             flags=flags(config.ppo, paths, spread, config.seed, rehearsal=config.rehearsal),
             address=ray.get_runtime_context().gcs_address,

@@ -40,6 +40,9 @@ ROLES = {
     "RewardModelActor": "reward model",
     "RolloutRayActor": "rollouts",
     "PPOTrainer": "trainer",
+    "PPOTrainerAsync": "trainer",
+    "TrainingActor": "trainer",
+    "GenerateSamplesActor": "rollouts",
 }
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",
@@ -109,7 +112,7 @@ def train(launch: Launch, folder: Path, on_step: Callable[[Row], None]) -> None:
     follower = Follower(folder / METRICS)
     with log.open("ab") as written:
         start = written.tell()
-        command = [sys.executable, "-m", "ramo_ray.ppo.driver", str(file)]
+        command = [sys.executable, "-m", "ramo_ray.ppo.driver", str(file), str(os.getpid())]
         with subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=written, stderr=subprocess.STDOUT, start_new_session=True
         ) as process:
@@ -206,13 +209,16 @@ class _Curves:
 # In the process
 
 
-def main(file: Path) -> None:
+def main(file: Path, parent: int) -> None:
     """Join the Ray and hand over to OpenRLHF."""
     launch = Launch(**json.loads(file.read_text(encoding="utf-8")))
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.environ.update(launch.environment)
     prepare_worker()
+
+    # A submitted job's own variables, which may be among ours, are in `launch.environment` already; Ray refuses both.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
 
     import ray
 
@@ -237,4 +243,4 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,12 @@ def _words(options: Mapping[str, Any]) -> Iterator[str]:
             continue
         yield f"--{name}"
         if value is not True:
-            yield from (str(one) for one in (value if isinstance(value, tuple) else (value,)))
+            yield from (_word(one) for one in (value if isinstance(value, tuple) else (value,)))
+
+
+def _word(value: Any) -> str:
+    """A value without an exponent: argparse takes "-4e-05" for a flag."""
+    return format(Decimal(str(value)), "f") if isinstance(value, float) else str(value)
 
 
 def _models(paths: Paths) -> dict[str, Any]:

@@ -23,11 +23,7 @@ class Need(NamedTuple):
 
 def needs(settings: PPOSettings) -> list[Need]:
     """What the placement asks for, role by role."""
-    models = {"policy": settings.policy, "critic": settings.critic}
-    if settings.kl_coefficient:
-        models["reference"] = settings.reference
-    if not settings.reward.endpoints:
-        models["reward model"] = settings.reward_model
+    models = settings.models
     engines = Need("rollouts", settings.rollout.gpus, settings.rollout.tensor_parallel)
     if settings.placement == "spread":
         return [*(Need(name, role.gpus, 1) for name, role in models.items()), engines]

@@ -128,16 +128,18 @@ class PPOSettings(Config):
                 f"batch_size = {self.batch_size} does not divide the {responses} responses of a step "
                 "(rollout.prompts_per_step times rollout.responses_per_prompt)."
             )
-        if responses // self.rollout.micro_batch < self.policy.gpus:
-            raise ValueError(
-                f"a step's {responses} responses in rollout.micro_batch = {self.rollout.micro_batch} are fewer batches "
-                f"than the policy has GPUs ({self.policy.gpus}). Write more, or make the batches smaller."
-            )
-        if self.batch_size % (self.micro_batch * self.policy.gpus):
-            raise ValueError(
-                f"batch_size = {self.batch_size} is no multiple of micro_batch = {self.micro_batch} times the "
-                f"policy's {self.policy.gpus} GPUs."
-            )
+        for name, role in self.models.items():
+            # Otherwise GPUs of a role get unequal shares, and wait for each other for ever.
+            if responses % (self.rollout.micro_batch * role.gpus):
+                raise ValueError(
+                    f"a step's {responses} responses are no multiple of rollout.micro_batch = "
+                    f"{self.rollout.micro_batch} times the {name}'s {role.gpus} GPUs."
+                )
+            if self.batch_size % (self.micro_batch * role.gpus):
+                raise ValueError(
+                    f"batch_size = {self.batch_size} is no multiple of micro_batch = {self.micro_batch} times the "
+                    f"{name}'s {role.gpus} GPUs."
+                )
         if self.placement != "spread":
             self._shares_one_shape()
         if self.placement == "colocate" and self.rollout.gpus != self.policy.gpus:
@@ -147,12 +149,18 @@ class PPOSettings(Config):
             )
         return self
 
+    @property
+    def models(self) -> dict[str, RoleSettings]:
+        """The models that a run has, by name: no reference without a KL term, no reward model beside endpoints."""
+        found = {"policy": self.policy, "critic": self.critic}
+        if self.kl_coefficient:
+            found["reference"] = self.reference
+        if not self.reward.endpoints:
+            found["reward model"] = self.reward_model
+        return found
+
     def _shares_one_shape(self) -> None:
-        shapes = {
-            name: (role.nodes, role.gpus_per_node)
-            for name in ("policy", "reference", "critic", "reward_model")
-            for role in [getattr(self, name)]
-        }
+        shapes = {name: (role.nodes, role.gpus_per_node) for name, role in self.models.items()}
         if len(set(shapes.values())) > 1:
             told = ", ".join(f"{name} {nodes} x {gpus}" for name, (nodes, gpus) in shapes.items())
             raise ValueError(f"with placement = {self.placement} all models share the same GPUs, but they have {told}.")

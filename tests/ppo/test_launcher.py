@@ -69,15 +69,17 @@ def test_openrlhf_knows_every_flag_and_reads_what_is_meant() -> None:
         }
     )
     shared = PPOSettings(reward={"endpoints": ["http://host:1/get_reward"]})  # type: ignore[arg-type]
-    spread, colocate, rehearsed, unknown = parsed(
+    spread, colocate, rehearsed, tiny, unknown = parsed(
         flags(chosen, PATHS, SPREAD, 7),
         flags(shared, PATHS._replace(reward=None), SPREAD, 7),
         flags(shared, PATHS, SPREAD, 7, rehearsal=True),
+        flags(shared, PATHS, Spread(1e-6, 1e-5), 7),
         ["--actor.num_nodes", "3", "--actor.renamed", "3"],
     )
     assert unknown["unknown"] == ["--actor.renamed", "3"]
-    for found in (spread, colocate, rehearsed):
+    for found in (spread, colocate, rehearsed, tiny):
         assert found["unknown"] == []
+    assert tiny["reward.clip_range"] == pytest.approx([-4.9e-5, 5.1e-5])
     assert (spread["actor.num_nodes"], spread["actor.num_gpus_per_node"]) == (2, 4)
     assert (spread["vllm.num_engines"], spread["vllm.tensor_parallel_size"]) == (3, 2)
     assert (spread["rollout.batch_size"], spread["train.batch_size"], spread["rollout.top_p"]) == (256, 64, 0.9)

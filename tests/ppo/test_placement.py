@@ -64,13 +64,27 @@ def test_an_engine_does_not_span_nodes() -> None:
         ({"batch_size": 100}, "does not divide the 128 responses"),
         ({"placement": "colocate", "rollout": {"engines": 2}}, "engines stand on the policy's 1 GPUs"),
         ({"placement": "async", "critic": {"nodes": 2}}, "share the same GPUs, but they have .*critic 2 x 1"),
-        ({"policy": {"gpus_per_node": 3}, "placement": "spread"}, "no multiple of micro_batch"),
-        ({"policy": {"nodes": 64}, "placement": "spread"}, "fewer batches than the policy has GPUs"),
+        (
+            {"critic": {"gpus_per_node": 3}, "placement": "spread", "rollout": {"prompts_per_step": 384}},
+            "no multiple of micro_batch = 2 times the critic's 3 GPUs",
+        ),
+        (
+            {"reward_model": {"nodes": 3}, "placement": "spread"},
+            "no multiple of rollout.micro_batch = 4 times the reward",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused(values: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         chosen(**values)
+
+
+def test_roles_that_a_run_has_not_may_have_any_shape() -> None:
+    four = {"gpus_per_node": 4}
+    roles: dict[str, Any] = dict.fromkeys(("policy", "critic"), four)
+    with pytest.raises(ValidationError, match="reference 1 x 1"):
+        chosen(**roles, rollout={"engines": 4})
+    chosen(**roles, rollout={"engines": 4}, kl_coefficient=0, reward={"endpoints": ["http://a"]})
 
 
 def test_memory_counts_weights_gradients_and_adam() -> None:

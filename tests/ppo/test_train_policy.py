@@ -95,10 +95,14 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_another_policy(config: Path,
     wait_until(lambda: all_gone(had), 60)
     wait_until(lambda: (folder / "checkpoints/_actor/latest").exists(), 1)
 
+    other = run(command(config, "seed=5"))
+    assert other.returncode == 2
+    assert "seed was 0, is 5" in other.stderr
     done = run(command(config))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     check_steps(folder)
     check_model(folder, tiny_model)
+    assert "goes on from step 1" in done.stdout
     found = manifest(folder)
     assert (found["status"], found["rehearsal"]) == ("finished", True)
     assert (found["counts"]["rows_out"], found["counts"]["quarantined"]) == (PROMPTS, 3)
