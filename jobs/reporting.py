@@ -19,6 +19,15 @@ from ramo_ray.step_log import read_rows
 MAX_CELLS = 4000
 """Cells (trio and rule) in the plot of both terms of equation 12; more are sampled."""
 CURVES = ("loss", "learning_rate", "accuracy")
+POLICY_CURVES = {
+    "reward": "rollout/reward_mean",
+    "kl": "kl",
+    "length": "rollout/response_length_mean",
+    "entropy": "entropy_loss",
+}
+"""What the report calls them, and OpenRLHF."""
+MAX_SAMPLES = 10
+"""Responses of the policy that the page holds, spread over the steps."""
 Row = dict[str, Any]
 
 
@@ -58,6 +67,7 @@ def collect(run: Path) -> rd.ReportData:
         terms=_terms(critical, gamma),
         example=_example(critical, gamma),
         training=[curve for name in ("train_adapter", "train_reward") if (curve := _curve(folders, name)) is not None],
+        policy=_policy(folders),
         reward_margins=_margins(folders),
         trios=[_labelled(row) for row in preferences[:MAX_TRIOS]],
         trio_count=len(preferences) if preferences else None,
@@ -216,6 +226,21 @@ def _curve(folders: dict[str, Path], stage: str) -> rd.TrainingCurve | None:
     rows = read_rows(folders[stage] / "metrics.jsonl") if stage in folders else []
     columns = {key: np.array([row[key] for row in rows], dtype=np.float64) for key in CURVES}
     return rd.TrainingCurve(name=stage, steps=np.array([row["step"] for row in rows]), **columns) if rows else None
+
+
+def _policy(folders: dict[str, Path]) -> rd.PolicyTraining | None:
+    folder = folders.get("train_policy")
+    rows = read_rows(folder / "metrics.jsonl") if folder else []
+    if not folder or not rows:
+        return None
+    samples = read_rows(folder / "samples.jsonl")
+    last = len(samples) - 1
+    chosen = sorted({round(last * n / (MAX_SAMPLES - 1)) for n in range(MAX_SAMPLES)}) if samples else []
+    return rd.PolicyTraining(
+        steps=np.array([row["step"] for row in rows]),
+        **{name: np.array([row.get(key, np.nan) for row in rows]) for name, key in POLICY_CURVES.items()},
+        samples=[rd.PolicySample(**samples[place]) for place in chosen],
+    )
 
 
 def _margins(folders: dict[str, Path]) -> np.ndarray | None:

@@ -15,9 +15,12 @@ from markupsafe import Markup
 from ramo_ray.evaluation import rule_plots, training_plots
 from ramo_ray.evaluation.page import environment, judge_warning
 from ramo_ray.evaluation.report_data import Estimate, Floats, ReportData, StageCost
+from ramo_ray.evaluation.texts import excerpt
 from ramo_ray.evaluation.trio_rows import selected_rules, trio_rows
 
 MAX_TRIOS = 200
+SAMPLE_BYTES = 8_000
+"""Of the page, that one response of the policy takes at most, with its prompt."""
 
 
 class Drawings(NamedTuple):
@@ -28,6 +31,7 @@ class Drawings(NamedTuple):
     trio_ratings: Markup | None
     training: Sequence[tuple[str, Markup]]
     reward_margins: Markup | None
+    policy: Markup | None
 
 
 def render(data: ReportData) -> str:
@@ -48,6 +52,7 @@ def render(data: ReportData) -> str:
         selected=selected_rules(data.example, data.rules) if data.example and data.rules else [],
         trios=trio_rows(data.trios[:MAX_TRIOS], data.rules),
         trio_count=len(data.trios) if data.trio_count is None else data.trio_count,
+        samples=[(sample, excerpt(sample.text, SAMPLE_BYTES)) for sample in data.policy.samples] if data.policy else [],
         config=json.dumps(data.config, indent=2, ensure_ascii=False, sort_keys=True),
     )
 
@@ -94,6 +99,7 @@ def _drawings(data: ReportData) -> Drawings:
             if len(curve.steps)
         ],
         reward_margins=None if margins is None or not len(margins) else training_plots.reward_margins(margins),
+        policy=training_plots.policy_training(data.policy) if data.policy and len(data.policy.steps) else None,
     )
 
 

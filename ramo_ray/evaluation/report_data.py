@@ -155,6 +155,27 @@ class TrainingCurve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PolicySample:
+    """The first response of one step of PPO, with its prompt, as the policy read and wrote them."""
+
+    step: int
+    text: str
+    reward: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PolicyTraining:
+    """What PPO reported, arrays [steps]: means over a step's responses, of which `length` counts tokens."""
+
+    steps: Integers
+    reward: Floats
+    kl: Floats
+    length: Floats
+    entropy: Floats
+    samples: Sequence[PolicySample] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelledTrio:
     """A row of `preferences` with the human's side where the source has one. `margin` is φ(A) − φ(B)."""
 
@@ -209,6 +230,7 @@ class ReportData:
     terms: SelectionTerms | None = None
     example: TrioRatings | None = None
     training: Sequence[TrainingCurve] = ()
+    policy: PolicyTraining | None = None
     reward_margins: Floats | None = None
     """Reward of the chosen minus reward of the rejected response, over the test pairs."""
 

@@ -52,7 +52,7 @@ _STYLE = {
 }
 
 
-def inline_svg(name: str, description: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
+def inline_svg(name: str, description: str, size: tuple[float, float], draw: Callable[[Figure], object]) -> Markup:
     """Draw a figure of `size` (width, height; CSS pixels at full scale) and return its `<svg>` element.
 
     `name` is unique on the page and prefixes the element's ids; `description` is read to those who cannot see it.

@@ -11,10 +11,11 @@ import numpy as np
 from markupsafe import Markup
 
 from ramo_ray.evaluation.formatting import whole
-from ramo_ray.evaluation.report_data import Floats, Integers, TrainingCurve
+from ramo_ray.evaluation.report_data import Floats, Integers, PolicyTraining, TrainingCurve
 from ramo_ray.evaluation.svg import BLUE, INK, ORANGE, inline_svg
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -39,19 +40,38 @@ def _learning_rate(values: Floats) -> tuple[str, Floats]:
 
 
 def _draw_training_curve(figure: Figure, *, steps: Integers, panels: Sequence[tuple[str, Floats]]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    column = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (name, values) in zip(column, panels, strict=True):
-        axes.plot(steps, values, color=BLUE, lw=1.6, marker="o" if len(steps) <= 30 else None, markersize=3.5, mew=0)
-        axes.set_title(name)
+    for axes, (name, _) in zip(_draw_panels(figure, steps, panels, "optimiser step"), panels, strict=True):
         if name == "accuracy":
             axes.set(ylim=(-0.04, 1.04), yticks=[0, 0.5, 1])
         else:
             axes.set_ylim(bottom=0)
+
+
+def policy_training(curve: PolicyTraining) -> Markup:
+    """Draw what PPO reported, step by step: reward, KL from the first policy, length and entropy."""
+    panels = [
+        ("mean reward", curve.reward),
+        ("KL from the first policy", curve.kl),
+        ("tokens of a response", curve.length),
+        ("entropy", curve.entropy),
+    ]
+    description = f"Curves of PPO: {', '.join(name for name, _ in panels)} over steps."
+    draw = partial(_draw_panels, steps=curve.steps, panels=panels, label="step of PPO")
+    return inline_svg("policy", description, (440, 40 + 120 * len(panels)), draw)
+
+
+def _draw_panels(figure: Figure, steps: Integers, panels: Sequence[tuple[str, Floats]], label: str) -> list[Axes]:
+    """Curves over the same steps, one above the other."""
+    from matplotlib.ticker import MaxNLocator
+
+    column = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
+    for axes, (name, values) in zip(column, panels, strict=True):
+        axes.plot(steps, values, color=BLUE, lw=1.6, marker="o" if len(steps) <= 30 else None, markersize=3.5, mew=0)
+        axes.set_title(name)
     margin = max(0.5, 0.03 * float(np.ptp(steps)))
-    column[-1].set(xlabel="optimiser step", xlim=(steps.min() - margin, steps.max() + margin))
+    column[-1].set(xlabel=label, xlim=(steps.min() - margin, steps.max() + margin))
     column[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    return column
 
 
 def reward_margins(margins: Floats) -> Markup:

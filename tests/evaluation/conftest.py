@@ -14,6 +14,8 @@ from ramo_ray.evaluation.report_data import (
     Judge,
     LabelCounts,
     LabelledTrio,
+    PolicySample,
+    PolicyTraining,
     QuarantineCount,
     ReportData,
     Rule,
@@ -114,6 +116,18 @@ def make_curve(name: str, count: int, start: float, random: np.random.Generator)
     )
 
 
+def make_policy(random: np.random.Generator) -> PolicyTraining:
+    steps = np.arange(1, 41)
+    return PolicyTraining(
+        steps=steps,
+        reward=0.02 * steps + random.normal(0, 0.05, 40),
+        kl=0.001 * steps,
+        length=random.normal(60, 4, 40),
+        entropy=2.5 - 0.01 * steps,
+        samples=[PolicySample(step=step, text=RESPONSES[step % 3], reward=0.02 * step) for step in (1, 40)],
+    )
+
+
 def make_stages() -> list[StageCost]:
     counts = {
         "generate_responses": (24, 23, 1, 0, None, 3_412, 41.27),
@@ -171,6 +185,7 @@ def make_report_data(texts: Sequence[str], trio_count: int) -> ReportData:
         terms=make_terms(random),
         example=make_example(random),
         training=[make_curve("Rule Adapter", 24, 0.69, random), make_curve("Reward model", 120, 0.7, random)],
+        policy=make_policy(random),
         reward_margins=random.normal(0.3, 0.8, 120),
         trios=[make_trio(number, rules, random) for number in range(trio_count)],
         trio_count=2_000,

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from ramo_ray.evaluation.report import MAX_TRIOS, render
-from ramo_ray.evaluation.report_data import Estimate, Judge, LabelledTrio, ReportData, Rule, RuleUse, StageCost
+from ramo_ray.evaluation.report_data import (
+    Estimate,
+    Judge,
+    LabelledTrio,
+    PolicySample,
+    ReportData,
+    Rule,
+    RuleUse,
+    StageCost,
+)
 from ramo_ray.evaluation.svg import VARIABLES
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -83,7 +92,7 @@ def fill_texts(value: Any, text: str) -> Any:
 def test_the_page_is_balanced_self_contained_and_without_script(report_html: str) -> None:
     html, page = report_html, Page(report_html)
     assert not page.tags.keys() & {"script", "link", "img", "iframe", "object", "embed", "form"}
-    assert page.tags["svg"] == 6
+    assert page.tags["svg"] == 7
     assert set(re.findall(r"https?://[^\s\"')]*", html)) == {"http://www.w3.org/2000/svg"}
     assert "default-src 'none'" in html
     assert "@import" not in html
@@ -126,6 +135,17 @@ def test_surrogates_and_control_characters_do_not_break_the_page(report_data: Re
     html.encode("utf-8")
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", html)
     assert "\ufffd␀␛\ufffd\ufffd" in Page(html).all_text
+
+
+def test_what_the_policy_wrote_is_seen_only_when_unfolded_and_cut_where_it_is_long(report_data: ReportData) -> None:
+    assert report_data.policy is not None
+    long = PolicySample(step=7, text="SAMPLE-TEXT " * 5_000, reward=-0.5)
+    page = Page(render(replace(empty(), policy=replace(report_data.policy, samples=[long]))))
+    assert "SAMPLE-TEXT" in page.all_text
+    assert "SAMPLE-TEXT" not in page.visible_text
+    assert "Step 7, reward −0.5" in words(page.visible_text)
+    assert "more characters, in samples.jsonl" in words(page.all_text)
+    assert page.all_text.count("SAMPLE-TEXT") < 1_000
 
 
 def test_texts_of_prompts_and_responses_are_seen_only_when_unfolded(report_data: ReportData) -> None:
@@ -283,7 +303,8 @@ def test_at_most_two_hundred_trios_and_two_megabytes(report_data: ReportData) ->
     ]
     html = render(replace(report_data, trios=trios))
     page = Page(html)
-    assert page.tags["summary"] == MAX_TRIOS + 1
+    # Beside them, the configuration and what the policy wrote at two steps.
+    assert page.tags["summary"] == MAX_TRIOS + 3
     assert "200 of 2,000 labelled trios" in page.visible_text
     assert len(html.encode()) < 2_000_000
     assert "more characters, in the table" in page.all_text

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from support import after, all_gone, manifest, run, stop, wait_until
 
+from jobs.reporting import write_report
 from ramo_ray.ppo.driver import LOG, METRICS, SAMPLES
 from ramo_ray.step_log import read_rows
 
@@ -121,6 +122,9 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_another_policy(config: Path,
     assert "What is" not in log
     assert any((folder / "tensorboard").rglob("events.*"))
     assert not (folder / "checkpoints").exists()
+    report = write_report(folder).read_text()
+    assert "Curves of PPO: mean reward, KL from the first policy" in report
+    assert "Step 2, reward" in report
     assert run(command(config)).returncode == 0
 
 
