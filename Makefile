@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 READY := .venv/.ready
 
-.PHONY: demo test test-fast check bench bench-exact bench-scale bench-chaos setup clean
+.PHONY: demo test test-fast check bench bench-exact bench-scale bench-chaos bench-ppo setup clean
 
 demo: $(READY)  ## prompts to a reward model and a report, with the bundled models
 	@$(BIN)/python -m jobs.pipeline jobs/configs/laptop
@@ -33,6 +33,9 @@ bench-scale: $(READY)  ## 1 to 64 actors that answer after a fixed time, and a m
 
 bench-chaos: $(READY)  ## a driver killed at 20 random moments, and a row that kills among 500: half an hour
 	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/chaos.py
+
+bench-ppo: $(READY)  ## 20 steps of PPO against a reward that counts a letter: 10 minutes
+	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/ppo.py
 
 setup: $(READY)
 
