@@ -34,7 +34,7 @@ bench-scale: $(READY)  ## 1 to 64 actors that answer after a fixed time, and a m
 bench-chaos: $(READY)  ## a driver killed at 20 random moments, and a row that kills among 500: half an hour
 	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/chaos.py
 
-bench-ppo: $(READY)  ## 20 steps of PPO against a reward that counts a letter: 10 minutes
+bench-ppo: $(READY)  ## 20 steps of PPO against a reward that counts a letter: 5 minutes
 	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/ppo.py
 
 setup: $(READY)

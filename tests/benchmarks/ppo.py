@@ -1,6 +1,6 @@
 """Whether PPO learns: a reward that counts one letter, 20 steps of OpenRLHF's own PPO, without a GPU.
 
-Run by `make bench-ppo`, which takes 10 minutes on 2 cores. Prints a table, and writes runs/bench/ppo.json and ppo.png.
+Run by `make bench-ppo`, which takes 5 minutes on 2 cores. Prints a table, and writes runs/bench/ppo.json and ppo.png.
 """
 
 from __future__ import annotations
