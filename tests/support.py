@@ -62,9 +62,9 @@ def all_gone(processes: Sequence[psutil.Process]) -> bool:
 
 
 def stop(
-    command: Sequence[str], when: Callable[[], bool], how: signal.Signals, **environment: str
+    command: Sequence[str], when: Callable[[], bool], how: signal.Signals, within: float = 120, **environment: str
 ) -> tuple[int, str, list[psutil.Process]]:
-    """Start a job and send it a signal when a condition holds, or when it has ended by then.
+    """Start a job and send it a signal when a condition holds, which it must in so many seconds, or when it has ended.
 
     Returns:
         Its exit status, what it wrote to stderr, and all processes it had.
@@ -77,7 +77,7 @@ def stop(
         with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=told, env=os.environ | environment
         ) as process:
-            wait_until(lambda: when() or process.poll() is not None)
+            wait_until(lambda: when() or process.poll() is not None, within)
             had = descendants(psutil.Process(process.pid)) if process.poll() is None else []
             process.send_signal(how)
             status = process.wait(timeout=60)
