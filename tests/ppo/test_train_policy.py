@@ -91,11 +91,11 @@ def check_model(folder: Path, before: Path) -> None:
 
 def test_a_run_that_is_killed_goes_on_and_ends_with_another_policy(config: Path, tiny_model: Path) -> None:
     folder = config.parent / "run"
-    # Its models and vLLM take a minute to start where nothing else runs.
-    status, _, had = stop(command(config), lambda: bool(read_rows(folder / METRICS)), signal.SIGKILL, within=300)
+    saved = [folder / "checkpoints" / role / "latest" for role in ("_actor", "_critic")]
+    # Its models and vLLM take a minute to start where nothing else runs, and DeepSpeed's optimiser is compiled once.
+    status, _, had = stop(command(config), lambda: all(map(Path.exists, saved)), signal.SIGKILL, within=300)
     assert status == -signal.SIGKILL
     wait_until(lambda: all_gone(had), 60)
-    wait_until(lambda: (folder / "checkpoints/_actor/latest").exists(), 1)
 
     other = run(command(config, "seed=5"))
     assert other.returncode == 2
@@ -104,7 +104,7 @@ def test_a_run_that_is_killed_goes_on_and_ends_with_another_policy(config: Path,
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     check_steps(folder)
     check_model(folder, tiny_model)
-    assert "goes on from step 1" in done.stdout
+    assert "goes on from step " in done.stdout
     found = manifest(folder)
     assert (found["status"], found["rehearsal"]) == ("finished", True)
     assert (found["counts"]["rows_out"], found["counts"]["quarantined"]) == (PROMPTS, 3)
