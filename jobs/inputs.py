@@ -23,7 +23,14 @@ SAMPLES = "samples"
 """As `prompts`: the prompts that the package carries."""
 
 
-class SourceStageConfig(StageConfig):
+class RuleStageConfig(StageConfig):
+    """What all stages that work with rules share."""
+
+    rules: str = ""
+    """A rule pool in YAML. Empty: the paper's 100 rules."""
+
+
+class SourceStageConfig(RuleStageConfig):
     """What all stages that read trios share."""
 
     trios: str = ""
@@ -33,8 +40,6 @@ class SourceStageConfig(StageConfig):
     limit: PositiveInt | None = None
     """Rows of `trios` that are read. What was generated is read whole."""
     source: SourceSettings = SourceSettings()
-    rules: str = ""
-    """A rule pool in YAML. Empty: the paper's 100 rules."""
 
 
 class TrioStageConfig(SourceStageConfig):
@@ -96,7 +101,7 @@ def _looks_local(path: str) -> bool:
     )
 
 
-def rule_pool(config: SourceStageConfig, r: int) -> RulePool:
+def rule_pool(config: RuleStageConfig, r: int) -> RulePool:
     """The configured pool, checked against the rule budget."""
     pool = load_pool(str(locate(config, "rules", config.rules)) if config.rules else "")
     pool.require(r)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -28,8 +28,8 @@ SPLITTING = ("trios", "limit", "source", "splits")
 
 class LabelConfig(TrioStageConfig):
     job: ClassVar[str] = "label"
-    labelled: Annotated[tuple[Split, ...], Field(min_length=1)] = ("reward_train", "reward_test")
-    """Splits that are labelled."""
+    labelled: Annotated[tuple[Split, ...], Field(min_length=1)] | Literal["all"] = ("reward_train", "reward_test")
+    """Splits that are labelled. `all` labels every trio, and splits none."""
     model: str = ""
     """Folder of the Rule Adapter. Empty: what train_adapter wrote in `run`."""
     adapter: AdapterSettings = AdapterSettings()
@@ -37,6 +37,11 @@ class LabelConfig(TrioStageConfig):
     """Which set of results this is. A higher number begins anew beside those of another judge, layout or template."""
     judge: JudgeSettings = JudgeSettings()
     selection: SelectionSettings = SelectionSettings()
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The splits that are labelled, as a source has them: one without a name where nothing is split."""
+        return ("",) if self.labelled == "all" else self.labelled
 
 
 def check(config: LabelConfig) -> CheckedJudge:
@@ -119,8 +124,8 @@ def _label(config: LabelConfig, stage: Stage) -> None:
     work = Work(
         title=rating.TITLES["picked_rules"],
         source=open_source(config),
-        shares=config.splits,
-        wanted=config.labelled,
+        shares=None if config.labelled == "all" else config.splits,
+        wanted=config.wanted,
         store=store,
         goal=Goal("trios", "preferences", config.judge.max_tries, tuple(pool.ids)),
         block=config.judge.batch_size,
@@ -142,7 +147,7 @@ def _label(config: LabelConfig, stage: Stage) -> None:
     counts = stage.counts(
         rows_in=grouped.rows,
         rows_out=result.counts["out"],
-        other_split=grouped.others(config.labelled),
+        other_split=grouped.others(config.wanted),
         bad=result.bad(),
     )
     counts |= {
@@ -179,7 +184,7 @@ def _savings(
     Seconds a call of all-rules rating are those that `rate` measured in the same run, where it is known; a call is
     cheaper there, as 100 rules share a conversation. What the adapter took to pick the rules is counted as spent.
     """
-    conversations = sum(grouped.conversations[split] for split in config.labelled)
+    conversations = sum(grouped.conversations[split] for split in config.wanted)
     all_rules = conversations * rules
     rate_manifest = locate(config, "run", config.run) / "rate" / "manifest.json" if config.run else None
     rated = read_json(rate_manifest).get("judge", {}) if rate_manifest else {}

@@ -118,7 +118,8 @@ def make_plan(source: Path, overrides: Sequence[str], measured: str, sample: int
         _cost(judge, rate, size.conversations * len(rules), size.conversations / sampled, batches)
         for rules, batches in zip((every, some), asked, strict=True)
     )
-    rated, labelled = _share(config.splits, config.rated), _share(config.splits, label.labelled)
+    rated = _share(config.splits, config.rated)
+    labelled = 1.0 if label.labelled == "all" else _share(config.splits, label.labelled)
     configured = Cost(*(rated * one + labelled * other for one, other in zip(all_rules, adapter, strict=True)))
     return Plan(size, rate, judge.actors.max, all_rules, adapter, rated, labelled, configured)
 

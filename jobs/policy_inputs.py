@@ -1,19 +1,45 @@
-"""What PPO starts from: prompts that the policy can answer, and models that fit each other."""
+"""What a policy is aligned and evaluated with: prompts that it can answer, and models that fit each other."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import PositiveInt
+
+from jobs.inputs import SAMPLES, sample_prompts, source_path
+from jobs.stage import StageConfig
 from ramo_ray.core.records import Prompt
 from ramo_ray.errors import ModelError, RolesError, SourceError
 from ramo_ray.models.templates import encode_chat, end_of_turn_id, load_tokenizer, prompt_text, same_tokens
 from ramo_ray.ppo.settings import PPOSettings
+from ramo_ray.settings import SourceSettings
 
+SAME_PROMPT = "the same prompt again"
 HELD_PROMPTS = 32
 """Prompts whose answers tell the spread of rewards."""
+
+
+class PromptStageConfig(StageConfig):
+    """What those jobs share that a policy answers prompts in."""
+
+    prompts: str = SAMPLES
+    """A file, glob or hub id of prompts (`prompt`: text or messages), or `samples`. With a `source.format`, the prompts
+    of a preference source."""
+    limit: PositiveInt | None = None
+    """Rows of the source that are read."""
+    source: SourceSettings = SourceSettings()
+
+
+def prompt_rows(config: PromptStageConfig) -> Iterator[dict[str, Any]]:
+    """Rows of the source, of which only the prompts are used: of prompts, or of preferences where a format is named."""
+    from ramo_ray.pipelines.sources import open_prompts, open_trios, read_rows
+
+    path = sample_prompts() if config.prompts == SAMPLES else source_path(config, "prompts", config.prompts)
+    opened = open_prompts if config.source.format == "auto" else open_trios
+    return read_rows(opened(path, config.source, config.limit))
 
 
 class Prompts(NamedTuple):
@@ -41,7 +67,7 @@ def write_prompts(rows: Iterable[dict[str, Any]], policy: Path, settings: PPOSet
     for row in rows:
         read += 1
         aside = {"origin": row["origin"], "id": row.get("prompt_id")}
-        reason = row.get("reason") or ("the same prompt again" if row["prompt_id"] in seen else None)
+        reason = row.get("reason") or (SAME_PROMPT if row["prompt_id"] in seen else None)
         if reason is None:
             seen.add(row["prompt_id"])
             text, length, reason = _readable(tokenizer, row["prompt"], room)

@@ -68,6 +68,7 @@ def collect(run: Path) -> rd.ReportData:
         example=_example(critical, gamma),
         training=[curve for name in ("train_adapter", "train_reward") if (curve := _curve(folders, name)) is not None],
         policy=_policy(folders),
+        policy_change=_policy_change(folders, found.get("evaluate_policy", {})),
         reward_margins=_margins(folders),
         trios=[_labelled(row) for row in preferences[:MAX_TRIOS]],
         trio_count=len(preferences) if preferences else None,
@@ -241,6 +242,43 @@ def _policy(folders: dict[str, Path]) -> rd.PolicyTraining | None:
         **{name: np.array([row.get(key, np.nan) for row in rows]) for name, key in POLICY_CURVES.items()},
         samples=[rd.PolicySample(**samples[place]) for place in chosen],
     )
+
+
+def _policy_change(folders: dict[str, Path], manifest: Row) -> rd.PolicyChange | None:
+    scores = manifest.get("scores")
+    if not scores:
+        return None
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(folders["evaluate_policy"] / "data" / "answers.parquet").to_pylist()
+    rewards = [(row["reward_after"], row["reward_before"]) for row in rows]
+    samples = [
+        rd.PolicyAnswers(**{key: row[key] for key in ("prompt", "before", "after", "reward_before", "reward_after")})
+        for row in rows[:MAX_SAMPLES]
+    ]
+    return rd.PolicyChange(
+        **{key: scores[key] for key in ("prompts", "same_answers", "wins", "ties", "losses")},
+        seen=scores["prompts_seen"],
+        reward=_measure(scores["reward"]),
+        tokens=_measure(scores["tokens"]),
+        refusal=_measure(scores["refusal"]),
+        win_rate=_estimate(scores["win_rate"]),
+        kl=_measured(scores["kl"]),
+        kl_a_token=_measured(scores["kl_a_token"]),
+        differences=np.array([after - before for after, before in rewards if None not in (after, before)]),
+        samples=samples,
+    )
+
+
+def _measure(value: Row | None) -> rd.PolicyMeasure | None:
+    if value is None:
+        return None
+    sides = {key: rd.Measured(**value[key]) for key in ("before", "after", "difference")}
+    return rd.PolicyMeasure(**sides, count=value["count"])
+
+
+def _measured(value: Row | None) -> rd.Measured | None:
+    return rd.Measured(**{key: value[key] for key in ("value", "low", "high")}) if value else None
 
 
 def _margins(folders: dict[str, Path]) -> np.ndarray | None:

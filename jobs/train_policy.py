@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from pydantic import PositiveInt
-
 from jobs.display import console, heading, progress, summary
-from jobs.inputs import SAMPLES, earlier, refuse_relative_model, sample_prompts, source_path
-from jobs.policy_inputs import HELD_PROMPTS, Prompts, check_policy, check_reward, write_prompts
+from jobs.inputs import earlier, refuse_relative_model
+from jobs.policy_inputs import (
+    HELD_PROMPTS,
+    Prompts,
+    PromptStageConfig,
+    check_policy,
+    check_reward,
+    prompt_rows,
+    write_prompts,
+)
 from jobs.session import ray_session, submitted
-from jobs.stage import Stage, StageConfig, locate, open_stage, read_json, write_json
+from jobs.stage import Stage, locate, open_stage, read_json, write_json
 from ramo_ray.config import run
 from ramo_ray.errors import ConfigError, TrainingError
 from ramo_ray.ppo import cpu_rehearsal, driver
 from ramo_ray.ppo.launcher import Paths, Spread, flags
 from ramo_ray.ppo.placement import check_cluster, gpu_hours, memory, needs
 from ramo_ray.ppo.settings import PPOSettings
-from ramo_ray.settings import SamplingSettings, SourceSettings
+from ramo_ray.settings import SamplingSettings
 
 
-class TrainPolicyConfig(StageConfig):
+class TrainPolicyConfig(PromptStageConfig):
     job: ClassVar[str] = "train_policy"
-    prompts: str = SAMPLES
-    """A file, glob or hub id of prompts (`prompt`: text or messages), or `samples`. With a `source.format`, the prompts
-    of a preference source."""
-    limit: PositiveInt | None = None
-    """Rows of the source that are read."""
-    source: SourceSettings = SourceSettings()
     policy: str = "bundled:smollm2-135m-instruct"
     """The policy to align: hub id, folder or bundled name, with a chat template."""
     policy_revision: str | None = None
@@ -100,7 +99,7 @@ def main(config: TrainPolicyConfig) -> list[str]:
 def _train(config: TrainPolicyConfig, stage: Stage) -> None:
     heading("Policy")
     models = check(config)
-    prompts = write_prompts(_rows(config), models.policy, config.ppo, stage.folder / "prompts.jsonl")
+    prompts = write_prompts(prompt_rows(config), models.policy, config.ppo, stage.folder / "prompts.jsonl")
     with ray_session(config.ray, stand_ins=_stand_ins(config)):
         check_cluster(config.ppo, _gpus_by_node())
         spread = _spread(config, stage, models, prompts)
@@ -108,15 +107,6 @@ def _train(config: TrainPolicyConfig, stage: Stage) -> None:
         final = _learn(config, stage, models, spread, len(prompts.used))
     counts = stage.counts(rows_in=prompts.read, rows_out=len(prompts.used), other_split=0, bad=prompts.bad)
     stage.finish(counts=counts, training=final, spread=spread._asdict(), rehearsal=config.rehearsal)
-
-
-def _rows(config: TrainPolicyConfig) -> Iterator[dict[str, Any]]:
-    """Rows of the source, of which only the prompts are used: of prompts, or of preferences where a format is named."""
-    from ramo_ray.pipelines.sources import open_prompts, open_trios, read_rows
-
-    path = sample_prompts() if config.prompts == SAMPLES else source_path(config, "prompts", config.prompts)
-    opened = open_prompts if config.source.format == "auto" else open_trios
-    return read_rows(opened(path, config.source, config.limit))
 
 
 def _stand_ins(config: TrainPolicyConfig) -> dict[str, int]:

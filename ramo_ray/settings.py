@@ -259,13 +259,18 @@ class SamplingSettings(Config):
     seed: int = 0
 
 
-class GeneratorSettings(EngineSettings):
-    name: str
-    """What `source` says of the responses it writes; unique."""
+class WriterSettings(EngineSettings):
+    """A model that answers prompts."""
+
     sampling: SamplingSettings = SamplingSettings()
     system: str | None = None
-    """A system message for this generator, kept out of the records."""
+    """A system message for this writer, kept out of the records."""
     batch_size: PositiveInt = 16
+
+
+class GeneratorSettings(WriterSettings):
+    name: str
+    """What `source` says of the responses it writes; unique."""
 
 
 class TrainingSettings(Config):

@@ -275,7 +275,7 @@ def test_ppo_has_a_valid_shipped_config(folder: str) -> None:
 
 def test_every_shipped_file_is_of_a_job() -> None:
     files = {file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.yaml")}
-    jobs = (*STAGES, "common", "compare_layouts", "train_policy")
+    jobs = (*STAGES, "common", "compare_layouts", "train_policy", "evaluate_policy")
     assert {Path(file).stem for file in files} <= set(jobs)
     assert {"laptop/common.yaml", "paper/common.yaml"} <= files
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 TINY_VOCABULARY = 320
@@ -33,6 +34,20 @@ def write_tiny_model(folder: Path) -> None:
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
     _write_tokenizer(folder)
+
+
+def write_moved_model(source: Path, folder: Path, *, by: float) -> None:
+    """A model whose weights have moved from another's, by so large a deviation of each."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(source, folder)
+    model = AutoModelForCausalLM.from_pretrained(source)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(by * torch.randn(weights.shape, generator=generator))
+    model.save_pretrained(folder)
 
 
 def _write_tokenizer(folder: Path) -> None:

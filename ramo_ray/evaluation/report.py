@@ -14,8 +14,16 @@ from markupsafe import Markup
 
 from ramo_ray.evaluation import rule_plots, training_plots
 from ramo_ray.evaluation.page import environment, judge_warning
-from ramo_ray.evaluation.report_data import Estimate, Floats, ReportData, StageCost
-from ramo_ray.evaluation.texts import excerpt
+from ramo_ray.evaluation.report_data import (
+    Estimate,
+    Floats,
+    PolicyAnswers,
+    PolicyChange,
+    PolicyMeasure,
+    ReportData,
+    StageCost,
+)
+from ramo_ray.evaluation.texts import Excerpt, excerpt
 from ramo_ray.evaluation.trio_rows import selected_rules, trio_rows
 
 MAX_TRIOS = 200
@@ -32,6 +40,7 @@ class Drawings(NamedTuple):
     training: Sequence[tuple[str, Markup]]
     reward_margins: Markup | None
     policy: Markup | None
+    policy_change: Markup | None
 
 
 def render(data: ReportData) -> str:
@@ -53,6 +62,8 @@ def render(data: ReportData) -> str:
         trios=trio_rows(data.trios[:MAX_TRIOS], data.rules),
         trio_count=len(data.trios) if data.trio_count is None else data.trio_count,
         samples=[(sample, excerpt(sample.text, SAMPLE_BYTES)) for sample in data.policy.samples] if data.policy else [],
+        policy_rows=_policy_rows(data.policy_change) if data.policy_change else [],
+        answers=_answers(data.policy_change) if data.policy_change else [],
         config=json.dumps(data.config, indent=2, ensure_ascii=False, sort_keys=True),
     )
 
@@ -74,6 +85,30 @@ def _estimates(data: ReportData) -> list[tuple[str, str, Estimate]]:
     return [(name, meaning, estimate) for name, meaning, estimate in rows if estimate is not None]
 
 
+def _policy_rows(change: PolicyChange) -> list[tuple[str, str, PolicyMeasure, str]]:
+    """Name, meaning, figures and the filter that prints them, of what was measured before and after."""
+    rows = [
+        ("Reward", "mean reward of an answer", change.reward, "decimal"),
+        ("Length", "tokens of an answer", change.tokens, "decimal"),
+        ("Refusals", "answers that begin by declining, told by phrases", change.refusal, "percent"),
+    ]
+    return [(name, meaning, found, shown) for name, meaning, found, shown in rows if found is not None]
+
+
+def _answers(change: PolicyChange) -> list[tuple[PolicyAnswers, Excerpt, Excerpt, Excerpt]]:
+    """Samples with their texts, each cut where it is long."""
+    limit = SAMPLE_BYTES // 3
+    return [
+        (
+            sample,
+            excerpt("\n\n".join(message["content"] for message in sample.prompt), limit),
+            excerpt(sample.before, limit),
+            excerpt(sample.after, limit),
+        )
+        for sample in change.samples
+    ]
+
+
 def _is_uneven(stage: StageCost) -> bool:
     """Whether a finished stage's counts break: rows in = rows out + quarantined + left to another split."""
     if stage.status != "finished" or stage.rows_in is None or stage.rows_out is None:
@@ -88,7 +123,7 @@ def _total(stages: Sequence[StageCost], name: str) -> float | None:
 
 
 def _drawings(data: ReportData) -> Drawings:
-    use, rules, margins = data.rule_use, data.rules, data.reward_margins
+    use, rules, margins, changed = data.rule_use, data.rules, data.reward_margins, data.policy_change
     return Drawings(
         rule_frequency=rule_plots.rule_frequency(rules, use) if use and rules and use.counts.any() else None,
         selection_terms=rule_plots.selection_terms(data.terms) if data.terms else None,
@@ -98,8 +133,13 @@ def _drawings(data: ReportData) -> Drawings:
             for number, curve in enumerate(data.training)
             if len(curve.steps)
         ],
-        reward_margins=None if margins is None or not len(margins) else training_plots.reward_margins(margins),
+        reward_margins=None
+        if margins is None or not len(margins)
+        else training_plots.reward_differences(margins, training_plots.MARGINS),
         policy=training_plots.policy_training(data.policy) if data.policy and len(data.policy.steps) else None,
+        policy_change=training_plots.reward_differences(changed.differences, training_plots.CHANGES)
+        if changed and len(changed.differences)
+        else None,
     )
 
 

@@ -176,6 +176,61 @@ class PolicyTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A mean and the bounds of its 95% bootstrap interval, in units of its own."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyMeasure:
+    """A figure of a policy's answers before and after, over `count` prompts that have both."""
+
+    before: Measured
+    after: Measured
+    difference: Measured
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyAnswers:
+    """What a policy answered before and after, and their rewards where the reward model could read them."""
+
+    prompt: Sequence[Message]
+    before: str
+    after: str
+    reward_before: float | None
+    reward_after: float | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PolicyChange:
+    """How a policy's answers changed. None: too few prompts have that figure."""
+
+    prompts: int
+    seen: int | None
+    """Of the prompts, those that the policy was aligned on; None where that is not known."""
+    same_answers: int
+    reward: PolicyMeasure | None
+    tokens: PolicyMeasure | None
+    refusal: PolicyMeasure | None
+    """Shares of answers that decline."""
+    win_rate: Estimate | None
+    """By the judge; a tie counts half."""
+    wins: int
+    ties: int
+    losses: int
+    kl: Measured | None
+    """KL(after ‖ before) along an answer, in nats."""
+    kl_a_token: Measured | None
+    differences: Floats
+    """Reward after minus reward before, over the prompts that have both."""
+    samples: Sequence[PolicyAnswers] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelledTrio:
     """A row of `preferences` with the human's side where the source has one. `margin` is φ(A) − φ(B)."""
 
@@ -231,6 +286,7 @@ class ReportData:
     example: TrioRatings | None = None
     training: Sequence[TrainingCurve] = ()
     policy: PolicyTraining | None = None
+    policy_change: PolicyChange | None = None
     reward_margins: Floats | None = None
     """Reward of the chosen minus reward of the rejected response, over the test pairs."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -74,23 +74,44 @@ def _draw_panels(figure: Figure, steps: Integers, panels: Sequence[tuple[str, Fl
     return column
 
 
-def reward_margins(margins: Floats) -> Markup:
-    """Draw the distribution of r(chosen) − r(rejected), split at zero: pairs ranked right and wrong."""
-    finite = margins[np.isfinite(margins)]
-    description = f"Histogram of {len(finite)} reward margins; {int((finite > 0).sum())} are above zero."
-    return inline_svg("reward-margins", description, (440, 290), partial(_draw_reward_margins, margins=finite))
+class DifferenceWords(NamedTuple):
+    """What a histogram of differences says: its name as a drawing, its axes, and the two sides of zero."""
+
+    name: str
+    difference: str
+    counted: str
+    above: str
+    below: str
 
 
-def _draw_reward_margins(figure: Figure, *, margins: Floats) -> None:
+MARGINS = DifferenceWords(
+    "reward-margins",
+    "reward of chosen − reward of rejected",
+    "test pairs",
+    "ranked as labelled",
+    "ranked otherwise",
+)
+CHANGES = DifferenceWords("reward-changes", "reward after − reward before", "prompts", "higher after", "not higher")
+
+
+def reward_differences(differences: Floats, words: DifferenceWords) -> Markup:
+    """Draw the distribution of differences between two rewards, split at zero."""
+    finite = differences[np.isfinite(differences)]
+    description = f"Histogram of {len(finite)} values of {words.difference}; {int((finite > 0).sum())} are above zero."
+    draw = partial(_draw_differences, differences=finite, words=words)
+    return inline_svg(words.name, description, (440, 290), draw)
+
+
+def _draw_differences(figure: Figure, *, differences: Floats, words: DifferenceWords) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes = figure.subplots()
-    edges = _edges_at_zero(margins)
-    right, wrong = margins[margins > 0], margins[margins <= 0]
-    axes.hist(right, bins=edges.tolist(), color=BLUE, rwidth=0.92, label=f"ranked as labelled: {whole(len(right))}")
-    axes.hist(wrong, bins=edges.tolist(), color=ORANGE, rwidth=0.92, label=f"ranked otherwise: {whole(len(wrong))}")
+    edges = _edges_at_zero(differences)
+    above, below = differences[differences > 0], differences[differences <= 0]
+    axes.hist(above, bins=edges.tolist(), color=BLUE, rwidth=0.92, label=f"{words.above}: {whole(len(above))}")
+    axes.hist(below, bins=edges.tolist(), color=ORANGE, rwidth=0.92, label=f"{words.below}: {whole(len(below))}")
     axes.axvline(0, color=INK, lw=1)
-    axes.set(xlabel="reward of chosen − reward of rejected", ylabel="test pairs")
+    axes.set(xlabel=words.difference, ylabel=words.counted)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.grid(axis="x", visible=False)
     figure.legend(loc="outside upper left", ncols=2, handlelength=1, handleheight=1, columnspacing=1.5)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ramo_ray.engines.base import Completion
 
 Group = dict[str, Any]
+REPEATED = "repeats another generator's response"
+"""Why a response is set aside that is, word by word, that of a generator before it."""
 
 
 def generate(groups: Dataset, generators: Sequence[GeneratorSettings], overseer: Any) -> Dataset:
@@ -138,7 +140,7 @@ def response_rows(group: Group) -> dict[str, list[dict[str, Any]]]:
     for conversation in group["conversations"]:
         reason = _fault(conversation["response"])
         if conversation["conversation_id"] in usable:
-            reason = "repeats another generator's response"
+            reason = REPEATED
         if reason:
             failures.append(
                 {"origin": conversation["source"], "id": group["prompt_id"], "reason": reason, "final": True}

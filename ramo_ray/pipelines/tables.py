@@ -21,7 +21,8 @@ def schema(name: str) -> pa.Schema:
     On disk: `conversations`, `trios`, `ratings`, `critical`, `preferences`, `quarantine`; and `failures`,
     which the quarantine is made of when the run ends; of ways that are compared, `costs` and `compared` (trios that
     all ways rated). In flight: `rows` (one of a source, good or bad), `groups` (one prompt, all its responses, the
-    trios between them) and `rated_ways` (a group with what each way made of it).
+    trios between them), `rated_ways` (a group with what each way made of it) and `answers` (of a policy before and
+    after, to one prompt).
     """
     import pyarrow as pa
 
@@ -130,6 +131,7 @@ def schema(name: str) -> pa.Schema:
             *((name, pa.float64() if name == "cost" else pa.int64()) for name in Usage._fields),
         ],
         "costs": [("way", string), ("prompt_id", string), *costs],
+        "answers": [("prompt_id", string), ("prompt", messages), ("before", string), ("after", string)],
         "compared": [
             ("trio_id", string),
             ("prompt_id", string),

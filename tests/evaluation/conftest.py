@@ -14,6 +14,10 @@ from ramo_ray.evaluation.report_data import (
     Judge,
     LabelCounts,
     LabelledTrio,
+    Measured,
+    PolicyAnswers,
+    PolicyChange,
+    PolicyMeasure,
     PolicySample,
     PolicyTraining,
     QuarantineCount,
@@ -128,6 +132,39 @@ def make_policy(random: np.random.Generator) -> PolicyTraining:
     )
 
 
+def make_policy_change(random: np.random.Generator) -> PolicyChange:
+    def around(value: float) -> Measured:
+        return Measured(value=value, low=value - 0.125, high=value + 0.125)
+
+    def measure(before: float, after: float) -> PolicyMeasure:
+        return PolicyMeasure(before=around(before), after=around(after), difference=around(after - before), count=24)
+
+    return PolicyChange(
+        prompts=24,
+        seen=6,
+        same_answers=2,
+        reward=measure(-0.25, 0.5),
+        tokens=measure(61.0, 48.5),
+        refusal=measure(0.25, 0.375),
+        win_rate=Estimate(value=0.625, count=24, low=0.5, high=0.75),
+        wins=14,
+        ties=2,
+        losses=8,
+        kl=around(1.75),
+        kl_a_token=around(0.0361),
+        differences=random.normal(0.75, 0.8, 24),
+        samples=[
+            PolicyAnswers(
+                prompt=[{"role": "user", "content": "How do I lock a bicycle?"}],
+                before=RESPONSES[0],
+                after=RESPONSES[2],
+                reward_before=-0.25,
+                reward_after=0.5,
+            )
+        ],
+    )
+
+
 def make_stages() -> list[StageCost]:
     counts = {
         "generate_responses": (24, 23, 1, 0, None, 3_412, 41.27),
@@ -186,6 +223,7 @@ def make_report_data(texts: Sequence[str], trio_count: int) -> ReportData:
         example=make_example(random),
         training=[make_curve("Rule Adapter", 24, 0.69, random), make_curve("Reward model", 120, 0.7, random)],
         policy=make_policy(random),
+        policy_change=make_policy_change(random),
         reward_margins=random.normal(0.3, 0.8, 120),
         trios=[make_trio(number, rules, random) for number in range(trio_count)],
         trio_count=2_000,

@@ -135,7 +135,7 @@ def test_training_curve_has_a_panel_for_what_was_reported() -> None:
 
 @pytest.mark.parametrize("margins", [[0.5], [0.0], [-3.0, 2.0, np.nan], [1e-9, -1e-9], [1e6, 1.0]])
 def test_margins_at_zero_and_below_count_as_ranked_otherwise(margins: list[float]) -> None:
-    texts = Texts(training_plots.reward_margins(np.array(margins))).texts
+    texts = Texts(training_plots.reward_differences(np.array(margins), training_plots.MARGINS)).texts
     above = sum(margin > 0 for margin in margins)
     below = sum(margin <= 0 for margin in margins)
     assert f"ranked as labelled: {above}" in texts

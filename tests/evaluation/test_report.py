@@ -12,6 +12,7 @@ from ramo_ray.evaluation.report_data import (
     Estimate,
     Judge,
     LabelledTrio,
+    PolicyAnswers,
     PolicySample,
     ReportData,
     Rule,
@@ -92,7 +93,7 @@ def fill_texts(value: Any, text: str) -> Any:
 def test_the_page_is_balanced_self_contained_and_without_script(report_html: str) -> None:
     html, page = report_html, Page(report_html)
     assert not page.tags.keys() & {"script", "link", "img", "iframe", "object", "embed", "form"}
-    assert page.tags["svg"] == 7
+    assert page.tags["svg"] == 8
     assert set(re.findall(r"https?://[^\s\"')]*", html)) == {"http://www.w3.org/2000/svg"}
     assert "default-src 'none'" in html
     assert "@import" not in html
@@ -146,6 +147,31 @@ def test_what_the_policy_wrote_is_seen_only_when_unfolded_and_cut_where_it_is_lo
     assert "Step 7, reward −0.5" in words(page.visible_text)
     assert "more characters, in samples.jsonl" in words(page.all_text)
     assert page.all_text.count("SAMPLE-TEXT") < 1_000
+
+
+def test_a_policy_before_and_after_is_told_in_numbers_and_its_answers_are_folded(report_data: ReportData) -> None:
+    change = report_data.policy_change
+    assert change is not None
+    secret = PolicyAnswers(
+        prompt=[{"role": "user", "content": "PROMPT-TEXT"}],
+        before="BEFORE-TEXT " * 2_000,
+        after="AFTER-TEXT",
+        reward_before=None,
+        reward_after=0.5,
+    )
+    page = Page(render(replace(empty(), policy_change=replace(change, samples=[secret]))))
+    seen = words(page.visible_text)
+    assert "62.5% win rate by the judge, 95% interval 50.0% to 75.0%" in seen
+    assert "14 / 2 / 8 won, tied and lost" in seen
+    assert "−0.250 0.500 +0.750 +0.625 to +0.875 24" in seen
+    assert "25.0% 37.5% +12.5 points 0.0 to +25.0 24" in seen
+    assert "The policy was aligned on 6 of these prompts." in seen
+    assert "Reward – before, +0.500 after" in seen
+    for text in ("PROMPT-TEXT", "BEFORE-TEXT", "AFTER-TEXT"):
+        assert text in page.all_text
+        assert text not in page.visible_text
+    assert page.all_text.count("BEFORE-TEXT") < 300
+    assert "more characters, in answers.parquet" in words(page.all_text)
 
 
 def test_texts_of_prompts_and_responses_are_seen_only_when_unfolded(report_data: ReportData) -> None:
@@ -241,7 +267,7 @@ def test_an_empty_report_says_what_is_missing() -> None:
     page = Page(render(empty()))
     text = words(page.visible_text)
     assert page.tags["svg"] == page.tags["details"] == 0
-    for stage in ("rate", "train_adapter", "label", "train_reward", "evaluate_reward"):
+    for stage in ("rate", "train_adapter", "label", "train_reward", "evaluate_reward", "evaluate_policy"):
         assert stage in text
     assert "Not known yet" in text
     assert "Read with care" not in text
@@ -303,8 +329,8 @@ def test_at_most_two_hundred_trios_and_two_megabytes(report_data: ReportData) ->
     ]
     html = render(replace(report_data, trios=trios))
     page = Page(html)
-    # Beside them, the configuration and what the policy wrote at two steps.
-    assert page.tags["summary"] == MAX_TRIOS + 3
+    # Beside them, the configuration, what the policy wrote at two steps, and its answers before and after.
+    assert page.tags["summary"] == MAX_TRIOS + 4
     assert "200 of 2,000 labelled trios" in page.visible_text
     assert len(html.encode()) < 2_000_000
     assert "more characters, in the table" in page.all_text

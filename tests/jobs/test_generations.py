@@ -69,43 +69,41 @@ def test_rules_that_are_added_cost_their_own_cells_and_rules_that_go_cost_none(s
     assert cells(ratings) == found
 
 
-def test_another_layout_is_refused_by_name_or_kept_apart(setup: Setup) -> None:
-    rate(setup)
+def test_another_judge_is_refused_by_what_differs_or_kept_apart(setup: Setup, tmp_path: Path) -> None:
+    named = yaml.safe_load((setup.configs / "common.yaml").read_text())["judge"]["model"]
+    judge = tmp_path / "judge"
+    shutil.copytree(named, judge)
+    first = rate(setup, f"judge.model={judge}")
     with pytest.raises(ConfigError, match=r"judge\.layout was 'rule_last', is 'paper'.*generation=2"):
-        rate(setup, "judge.layout=paper")
+        rate(setup, f"judge.model={judge}", "judge.layout=paper")
     assert manifest(setup.output)["status"] == "finished"
     before = cells(setup.output / "data/ratings")
     # One that does not get as far as its first result may be left again.
     with pytest.raises(ModelError):
         rate(setup, "judge.model=/nowhere", "generation=2")
-    assert rate(setup)["judge"]["calls"] == CONVERSATIONS * RULES
+    assert rate(setup, f"judge.model={judge}")["judge"]["calls"] == CONVERSATIONS * RULES
 
-    apart = rate(setup, "judge.layout=paper", "generation=2")
+    # The folder's path stays the same, and so does the configuration; the model in it does not. Something is left to
+    # do: a rule that the pool has gained.
+    config = json.loads((judge / "config.json").read_text())
+    (judge / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    rules = rules_of(setup)
+    set_rules(setup, [*rules, "Accept the response that is kind."])
+    with pytest.raises(FingerprintError, match=r"another origin: model was .*, is .*generation=2"):
+        rate(setup, f"judge.model={judge}")
+    assert set(pq.read_table(setup.output / "data/ratings")["fingerprint"].to_pylist()) == {first["fingerprint"]}
+    assert manifest(setup.output)["status"] == "failed"
+    set_rules(setup, rules)
+
+    apart = rate(setup, f"judge.model={judge}", "judge.layout=paper", "generation=2")
+    assert apart["fingerprint"] != first["fingerprint"]
     assert apart["judge"]["calls"] == CONVERSATIONS * RULES
     assert cells(setup.output / "data/ratings") == before
     assert set(cells(setup.output / "data-2/ratings")) == set(before)
     # Whoever comes later is given the latest.
     assert data_folder(setup.output, "data/ratings") == setup.output / "data-2/ratings"
     with pytest.raises(ConfigError, match=r"`generation` = 1, but .* is at 2"):
-        rate(setup)
-
-
-def test_two_judges_under_one_name_are_refused_by_what_differs(setup: Setup, tmp_path: Path) -> None:
-    """The folder's path stays the same, and so does the configuration; the model in it does not."""
-    named = yaml.safe_load((setup.configs / "common.yaml").read_text())["judge"]["model"]
-    judge = tmp_path / "judge"
-    shutil.copytree(named, judge)
-    first = rate(setup, f"judge.model={judge}")
-    config = json.loads((judge / "config.json").read_text())
-    (judge / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
-    # Something is left to do: a rule that the pool has gained.
-    set_rules(setup, [*rules_of(setup), "Accept the response that is kind."])
-    with pytest.raises(FingerprintError, match=r"another origin: model was .*, is .*generation=2"):
         rate(setup, f"judge.model={judge}")
-    assert set(pq.read_table(setup.output / "data/ratings")["fingerprint"].to_pylist()) == {first["fingerprint"]}
-    assert manifest(setup.output)["status"] == "failed"
-    again = rate(setup, f"judge.model={judge}", "generation=2")
-    assert again["fingerprint"] != first["fingerprint"]
 
 
 def test_what_is_final_is_not_tried_again_however_many_tries_are_allowed(setup: Setup) -> None:

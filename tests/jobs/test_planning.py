@@ -65,6 +65,7 @@ def test_a_rate_is_taken_from_a_run(setup: Setup) -> None:
 def test_splits_say_what_is_asked_in_which_way(setup: Setup) -> None:
     plan = make_plan(setup.configs, words(setup, "rated=[adapter_train]", "labelled=[reward_test]"), "", sample=2)
     assert (plan.rated, plan.labelled) == pytest.approx((0.45, 0.1))
+    assert make_plan(setup.configs, words(setup, "labelled=all"), "", sample=2).labelled == 1.0
     assert plan.configured.calls == pytest.approx(0.45 * plan.all_rules.calls + 0.1 * plan.adapter.calls)
 
 

@@ -21,7 +21,9 @@ from jobs.observer import asked_to_stop
 from jobs.pace import Moment
 from jobs.pipeline import plan, run_pipeline
 from jobs.rate import RateConfig
+from jobs.rate import main as rate
 from jobs.session import ended_by_sigterm
+from ramo_ray.config import load
 from ramo_ray.errors import StoppedError
 from ramo_ray.pipelines.rating import RuleJudge
 
@@ -95,13 +97,14 @@ def test_a_stop_while_the_last_batch_of_a_stage_ends_is_one_of_the_pipeline(
     assert began == ["rate"]
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_run_stopped_in_every_way_rates_each_conversation_once(setup: Setup) -> None:
     # So many, and so slowly, that a signal comes while there is work.
     more = [{"prompt": f"Why {n}?", "chosen": f"As {n} is so.", "rejected": f"No, {n} is not."} for n in range(14)]
     with setup.trios.open("a") as stream:
         stream.write("".join(json.dumps(row) + "\n" for row in more))
-    command = setup.job("rate", f"trios={setup.trios}", "judge.engine=scripted")
-    slowly = [*command, "judge.scripted.latency_s=0.7"]
+    words = (f"trios={setup.trios}", "judge.engine=scripted")
+    slowly = setup.job("rate", *words, "judge.scripted.latency_s=0.7")
     ratings = setup.output / "data/ratings"
     had: list[psutil.Process] = []
 
@@ -126,24 +129,22 @@ def test_a_run_stopped_in_every_way_rates_each_conversation_once(setup: Setup) -
 
         return holds
 
-    for how, expected, words in (
+    for how, expected, said in (
         (signal.SIGINT, 130, "interrupted"),
         (signal.SIGTERM, 143, "stopped as asked"),
         (signal.SIGKILL, -signal.SIGKILL, ""),
     ):
         status, told = stopped(a_moment_after_the_next(len(parts())), how)
-        assert (status, words in told) == (expected, True), told
+        assert (status, said in told) == (expected, True), told
         if how != signal.SIGKILL:
             assert manifest(setup.output)["status"] == "interrupted"
     # The benchmark kills at 20 moments, those of the start among them.
     kept = parts()
 
-    done = run(command)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    rate(load(RateConfig, setup.configs, [f"output={setup.output}", *words]))
     assert parts().items() >= kept.items()
-    rate, rated = manifest(setup.output), rated_once(setup.output / "data")
-    assert len(rated) == 2 * rate["counts"]["trios"] == rate["counts"]["conversations_expected"]
+    found, rated = manifest(setup.output), rated_once(setup.output / "data")
+    assert len(rated) == 2 * found["counts"]["trios"] == found["counts"]["conversations_expected"]
     assert all(len(row["rule_ids"]) == RULES for row in rated)
-    assert rate["judge"]["calls"] == len(rated) * RULES
+    assert found["judge"]["calls"] == len(rated) * RULES
     wait_until(lambda: all_gone(had), 30)
