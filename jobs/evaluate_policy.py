@@ -108,7 +108,8 @@ def main(config: EvaluatePolicyConfig) -> list[str]:
             _evaluate(config, stage)
         scores = stage.manifest["scores"]
         summary(f"scores in {stage.folder / 'scores.json'}", _lines(scores))
-    return [f"open {stage.folder.parent / 'report.html'}" if config.run else f"ramo report {stage.folder}"]
+    beside = stage.folder.parent if config.run and stage.folder.parent == locate(config, "run", config.run) else None
+    return [f"ramo report {beside or stage.folder}"]
 
 
 def _evaluate(config: EvaluatePolicyConfig, stage: Stage) -> None:

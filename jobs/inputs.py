@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from pydantic import PositiveInt
 
 from jobs.session import submitted
-from jobs.stage import StageConfig, data_folder, locate
+from jobs.stage import PlacedConfig, StageConfig, data_folder, locate
 from ramo_ray.core.records import fingerprint
 from ramo_ray.core.rules import RulePool, load_pool
 from ramo_ray.errors import ConfigError, SourceError
@@ -48,7 +48,7 @@ class TrioStageConfig(SourceStageConfig):
     splits: SplitSettings = SplitSettings()
 
 
-def earlier(config: StageConfig, key: str, given: str, run: str, relative: str) -> Path:
+def earlier(config: PlacedConfig, key: str, given: str, run: str, relative: str) -> Path:
     """The result of an earlier stage: a path given under `key`, or the usual place inside `run`."""
     if given:
         found = locate(config, key, given)

@@ -32,8 +32,15 @@ DATA = "data"
 ROWS_A_WRITE = 4096
 
 
-class StageConfig(JobConfig):
+class PlacedConfig(JobConfig):
+    """What all jobs share: the Ray that they work on, and where relative paths lie."""
+
     common: ClassVar[type[Config]] = CommonSettings
+    ray: RaySettings = RaySettings()
+    storage: StorageSettings = StorageSettings()
+
+
+class StageConfig(PlacedConfig):
     growing: ClassVar[tuple[str, ...]] = ()
     """Settings that may change when a run continues, as what they decide is kept apart: rules are, cell by cell."""
     output: str = Field(min_length=1)
@@ -42,11 +49,9 @@ class StageConfig(JobConfig):
     """Of all that is drawn here: a new head's weights, the order of training, bootstrap intervals."""
     max_bad_fraction: Fraction = 0.05
     """Share of bad rows above which the run ends with exit status 3."""
-    ray: RaySettings = RaySettings()
-    storage: StorageSettings = StorageSettings()
 
 
-def locate(config: StageConfig, key: str, path: str) -> Path:
+def locate(config: PlacedConfig, key: str, path: str) -> Path:
     """Where a configured path lies, taken from `storage.root` if it is relative.
 
     Raises:

@@ -93,7 +93,7 @@ def main(config: TrainPolicyConfig) -> list[str]:
                 "tokens of a response": last["rollout/response_length_mean"],
             },
         )
-    return []
+    return [stage.next_job("evaluate_policy", run=config.run, policy="" if config.run else stage.folder / "model")]
 
 
 def _train(config: TrainPolicyConfig, stage: Stage) -> None:

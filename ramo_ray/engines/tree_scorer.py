@@ -1,9 +1,10 @@
-"""Next-token scores of many prompts from a transformers model, each distinct prefix computed once."""
+"""What a transformers model says at the end of each of many prompts, each distinct prefix computed once."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from ramo_ray.errors import EngineError
 if TYPE_CHECKING:
     from torch import Tensor
 
+Read = Callable[["Tensor"], np.ndarray]
+"""From the model's numbers at some tokens, [n, width], to float32 [n, ...]."""
 logger = logging.getLogger(__name__)
 
 # Tokens a pass. Each pass reads all weights and has a cost of its own; GPUs want more work at once.
@@ -48,33 +51,48 @@ class TreeScorer:
         config = model.config.get_text_config()
         self.vocabulary_size: int = config.vocab_size
         self.budget = CPU_BUDGET if self.device.type == "cpu" else GPU_BUDGET
-        self.most_asked = max(1, MOST_LOGITS // self.vocabulary_size)
+        self.most_asked = max(1, MOST_LOGITS // self.width)
         self.computed = self.passes = 0
         self.plain_attention: str = config._attn_implementation
         tree_attention.register()
         self.shares = _can_share(model, config) and self._agrees()
 
+    @property
+    def width(self) -> int:
+        """Numbers that the model gives at a token."""
+        return self.vocabulary_size
+
     def label_logprobs(self, prompts: Sequence[TokenIds], labels: TokenIds) -> np.ndarray:
         """Log-probabilities over the whole vocabulary, float32 [prompts, labels]; see `Engine.label_logprobs`."""
+        return self.outputs(prompts, partial(_logprobs, labels=labels))
+
+    def outputs(self, prompts: Sequence[TokenIds], read: Read) -> np.ndarray:
+        """What `read` makes of the model's numbers at each prompt's last token: float32 [prompts, ...]."""
         import torch
 
         with torch.inference_mode():
-            return self._shared(prompts, labels) if self.shares else self._one_by_one(prompts, labels)
+            return self._shared(prompts, read) if self.shares else self._one_by_one(prompts, read)
 
-    def _shared(self, prompts: Sequence[TokenIds], labels: TokenIds) -> np.ndarray:
+    def _probe(self) -> Read:
+        """What is compared at the start."""
+        words = np.unique(np.linspace(0, self.vocabulary_size - 1, PROBED_WORDS, dtype=np.int64)).tolist()
+        return partial(_logprobs, labels=words)
+
+    def _shared(self, prompts: Sequence[TokenIds], read: Read) -> np.ndarray:
         tree = radix.build(prompts)
-        rows = np.empty((len(tree.ends), len(labels)), dtype=np.float32)
+        rows: list[np.ndarray] = []
         held = tree_attention.KeysValues()
-        start = done = 0
+        start = 0
         try:
             self.model.set_attn_implementation(tree_attention.NAME)
             while start < len(tree):
                 one, logits, held = self._fitting_pass(tree, start, held)
-                rows[done : done + len(one.asked)] = _logprobs(logits, labels)
-                start, done = one.stop, done + len(one.asked)
+                rows.append(read(logits))
+                start = one.stop
         finally:
             self.model.set_attn_implementation(self.plain_attention)
-        return rows[np.searchsorted(tree.ends, tree.last)]
+        at_ends: np.ndarray = np.concatenate(rows)
+        return at_ends[np.searchsorted(tree.ends, tree.last)]
 
     def _fitting_pass(
         self, tree: radix.Tree, start: int, held: tree_attention.KeysValues
@@ -119,11 +137,11 @@ class TreeScorer:
         self.passes += 1
         return logits[0], state.handed_on
 
-    def _one_by_one(self, prompts: Sequence[TokenIds], labels: TokenIds) -> np.ndarray:
+    def _one_by_one(self, prompts: Sequence[TokenIds], read: Read) -> np.ndarray:
         known: dict[tuple[int, ...], np.ndarray] = {}
         for prompt in {tuple(prompt): None for prompt in prompts}:
             row = self._row(np.asarray(prompt))
-            known[prompt] = _logprobs(self.model(input_ids=row, use_cache=False, logits_to_keep=1).logits[0], labels)
+            known[prompt] = read(self.model(input_ids=row, use_cache=False, logits_to_keep=1).logits[0])
             self.computed += len(prompt)
             self.passes += 1
         return np.concatenate([known[tuple(prompt)] for prompt in prompts])
@@ -143,12 +161,12 @@ class TreeScorer:
             length = min(length, context - 3)
         trunk = np.random.default_rng(0).integers(self.vocabulary_size, size=length).tolist()
         prompts = [[*trunk, 0, 1, 2], [*trunk, 0, 2], [*trunk, 1], [0, 2]]
-        labels = np.unique(np.linspace(0, self.vocabulary_size - 1, PROBED_WORDS, dtype=np.int64)).tolist()
+        read = self._probe()
         whole, self.budget = self.budget, len(trunk) - 3
         try:
             with torch.inference_mode():
-                expected = self._one_by_one(prompts, labels)
-                apart = float(np.abs(self._shared(prompts, labels) - expected).max() / expected.std())
+                expected = self._one_by_one(prompts, read)
+                apart = float(np.abs(self._shared(prompts, read) - expected).max() / expected.std())
         except (EngineError, TypeError) as error:
             logger.warning("%s: %s Scoring prompts one by one.", type(self.model).__name__, error)
             return False
@@ -158,7 +176,7 @@ class TreeScorer:
         agrees = not apart > (AGREEMENT if self.model.dtype == torch.float32 else HALF_AGREEMENT)
         if not agrees:
             logger.warning(
-                "%s: packed prompts differ by %.2g of the log-probabilities' spread; scoring them one by one",
+                "%s: packed prompts differ by %.2g of the outputs' spread; scoring them one by one",
                 type(self.model).__name__,
                 apart,
             )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramo_ray.errors import ModelError
-from ramo_ray.models.classifier import Classifier, load_classifier, new_classifier
+from ramo_ray.models.classifier import Classifier, load_classifier, new_classifier, saved_labels
 from ramo_ray.settings import DType
 
 LABELS = ("reward",)
@@ -22,6 +22,14 @@ def new_reward_model(path: Path, *, dtype: DType = "float32", seed: int = 0) -> 
     Raises `ModelError` for a classifier with another number of outputs.
     """
     return new_classifier(path, LABELS, dtype=dtype, seed=seed)
+
+
+def check_reward_model(path: Path) -> None:
+    """Raise `ModelError` unless a folder's configuration is that of a classifier with one output. Loads no weights."""
+    labels = saved_labels(path)
+    if labels is None or len(labels) != 1:
+        found = "is a language model" if labels is None else f"has {len(labels)} outputs"
+        raise ModelError(f"{path}: {found}, and a reward model has one output. Give the `model` folder of one.")
 
 
 def load_reward_model(path: Path, *, dtype: DType = "float32") -> Any:

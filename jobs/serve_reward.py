@@ -1,0 +1,154 @@
+"""The reward model behind HTTP, by Ray Serve, until it is stopped."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NoReturn
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from jobs.display import console, heading
+from jobs.inputs import earlier
+from jobs.session import ray_session
+from jobs.stage import PlacedConfig, locate
+from ramo_ray.config import Config, run, validate
+from ramo_ray.errors import ServerError
+from ramo_ray.serving.settings import CalibrationSettings, LimitSettings, ReplicaSettings, ServingSettings
+from ramo_ray.settings import DType
+
+APP = "ramo_reward"
+LOOK_S = 1.0
+
+
+class HTTPSettings(Config):
+    """Where Serve's proxies listen."""
+
+    host: str = "127.0.0.1"
+    """Loopback unless told otherwise: 0.0.0.0 listens on all of a machine's addresses."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    every_node: bool = False
+    """A proxy on each node of a cluster, instead of the head's alone."""
+    timeout_s: PositiveFloat = 150.0
+    """Until Serve gives a request up; more than `serving.limits.seconds`."""
+    ssl_certfile: str = ""
+    """TLS: the certificate; with it, `ssl_keyfile`."""
+    ssl_keyfile: str = ""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> HTTPSettings:
+        if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
+            raise ValueError("ssl_certfile and ssl_keyfile belong together; give both, or none.")
+        return self
+
+
+class ServeRewardConfig(PlacedConfig):
+    job: ClassVar[str] = "serve_reward"
+    model: str = ""
+    """Folder of the reward model. Empty: what train_reward wrote in `run`."""
+    run: str = ""
+    """Output of the pipeline whose reward model is served. What evaluate_reward wrote there calibrates rewards."""
+    name: str = "reward"
+    """What the model is called in replies."""
+    dtype: DType = "float32"
+    threads: Annotated[int, Field(gt=0)] | None = None
+    """Threads of torch in one replica on CPU. Empty: all cores of the machine."""
+    batch_tokens: Annotated[int, Field(gt=0)] = 2_048
+    """Tokens that are scored together: more of them are quicker, and each waits longer."""
+    tokens_file: str = ""
+    """File of the bearer tokens that may ask, one a line; read again when it changes. On every node."""
+    insecure: bool = False
+    """Answer whoever asks. Without it, and without a token, nothing is served."""
+    calibration: CalibrationSettings | None = None
+    """Mean and deviation of rewards. Empty: those of evaluate_reward in `run`, if it is there."""
+    limits: LimitSettings = LimitSettings()
+    replicas: ReplicaSettings = ReplicaSettings()
+    http: HTTPSettings = HTTPSettings()
+
+
+def serving_settings(config: ServeRewardConfig) -> ServingSettings:
+    """The arguments of the application, with what an earlier run has."""
+    shared = ("name", "dtype", "threads", "batch_tokens", "insecure", "limits", "replicas")
+    values: dict[str, Any] = {key: getattr(config, key) for key in shared}
+    values["model"] = str(earlier(config, "model", config.model, config.run, "train_reward/model"))
+    if config.tokens_file:
+        values["tokens_file"] = str(locate(config, "tokens_file", config.tokens_file))
+    values["calibration"] = config.calibration or _measured(config)
+    return validate(ServingSettings, values, "serve_reward")
+
+
+def _measured(config: ServeRewardConfig) -> CalibrationSettings | None:
+    """Where the rewards of the run's test pairs lie."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    file = locate(config, "run", config.run) / "evaluate_reward" / "data" / "rewards.parquet" if config.run else Path()
+    if not file.is_file():
+        return None
+    table = pq.read_table(file, columns=["reward_chosen", "reward_rejected"])
+    rewards = np.concatenate([table[side].drop_null().to_numpy() for side in table.column_names])
+    if len(rewards) < 2 or not rewards.std() > 0:
+        return None
+    return CalibrationSettings(mean=float(rewards.mean()), deviation=float(rewards.std(ddof=1)))
+
+
+def main(config: ServeRewardConfig) -> NoReturn:
+    """Serve the reward model until Ctrl-C or SIGTERM; what is under way then is answered first."""
+    from ray import serve
+
+    heading("Reward endpoint")
+    settings = serving_settings(config)
+    with ray_session(config.ray):
+        _serve(config, settings)
+        console.print(f"  ready: {address(config.http)}", soft_wrap=True, markup=False)
+        if settings.insecure:
+            console.print("  it answers whoever reaches the port (insecure=true)", markup=False)
+        try:
+            while True:
+                time.sleep(LOOK_S)
+                _check_up()
+        finally:
+            # What is under way is answered first. Serve itself may be others' too.
+            serve.delete(APP)
+
+
+def address(http: HTTPSettings) -> str:
+    """Where a client on this machine finds the endpoint."""
+    host = "127.0.0.1" if http.host in ("0.0.0.0", "::") else http.host
+    return f"{'https' if http.ssl_certfile else 'http'}://{host}:{http.port}"
+
+
+def _serve(config: ServeRewardConfig, settings: ServingSettings) -> None:
+    from ray import serve
+
+    from ramo_ray.serving.app import build_app
+
+    application = build_app(settings.model_dump(mode="json"))
+    http = config.http
+    serve.start(
+        proxy_location="EveryNode" if http.every_node else "HeadOnly",
+        http_options={
+            "host": http.host,
+            "port": http.port,
+            "request_timeout_s": http.timeout_s,
+            "ssl_certfile": http.ssl_certfile or None,
+            "ssl_keyfile": http.ssl_keyfile or None,
+        },
+    )
+    try:
+        serve.run(application, name=APP, route_prefix="/")
+    except RuntimeError as error:
+        raise ServerError(f"the endpoint did not start: {' '.join(str(error).split())[:500]}") from None
+
+
+def _check_up() -> None:
+    """Raise `ServerError` when Serve has given the deployment up."""
+    from ray import serve
+
+    state = serve.status().applications[APP]
+    if state.status in ("DEPLOY_FAILED", "NOT_STARTED"):
+        raise ServerError(f"the endpoint is down: {' '.join(state.message.split())[:500]}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,187 @@
+"""What the routes take and give, with an example of each for the OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PROMPT, ANSWER, OTHER = "How do I lock a bicycle?", "Through the frame, to something fixed.", "Do not."
+
+
+def _example(value: dict[str, Any], *, strict: bool = True) -> ConfigDict:
+    return ConfigDict(extra="forbid" if strict else "ignore", json_schema_extra={"examples": [value]})
+
+
+class ChatMessage(BaseModel):
+    """A turn of a dialogue."""
+
+    model_config = _example({"role": "user", "content": PROMPT})
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+Prompt = str | Annotated[list[ChatMessage], Field(min_length=1)]
+"""A user's text, or a dialogue up to the response."""
+
+
+class Conversation(BaseModel):
+    """A dialogue whose last turn is the assistant's: `messages`, or `prompt` and `response`."""
+
+    model_config = _example({"prompt": PROMPT, "response": ANSWER})
+    messages: Annotated[list[ChatMessage], Field(min_length=2)] | None = None
+    prompt: Prompt | None = None
+    response: str | None = None
+
+    @model_validator(mode="after")
+    def _checked(self) -> Conversation:
+        self._check_form()
+        return self
+
+    def _check_form(self) -> None:
+        pair = (self.prompt, self.response)
+        if self.messages is None and None in pair:
+            raise ValueError("give `messages`, or `prompt` and `response`")
+        if self.messages is not None and pair != (None, None):
+            raise ValueError("give either `messages`, or `prompt` and `response`, not both")
+        if self.messages is not None and self.messages[-1].role != "assistant":
+            raise ValueError("the last message must be the assistant's, whose reward is asked for")
+
+
+class RewardRequest(Conversation):
+    """One conversation, or many as `items`."""
+
+    model_config = _example({"items": [{"prompt": PROMPT, "response": ANSWER}]})
+    items: Annotated[list[Conversation], Field(min_length=1)] | None = None
+
+    def _check_form(self) -> None:
+        if self.items is None:
+            super()._check_form()
+        elif (self.messages, self.prompt, self.response) != (None, None, None):
+            raise ValueError("give either `items`, or one conversation, not both")
+
+    @property
+    def conversations(self) -> Sequence[Conversation]:
+        """Those whose rewards are asked for."""
+        return [self] if self.items is None else self.items
+
+
+class Reward(BaseModel):
+    """A conversation's reward."""
+
+    reward: float
+    """As the model gives it: its scale is its own."""
+    calibrated: float | None
+    """In deviations from the mean of labelled responses; null where that was not measured."""
+    tokens: int
+
+
+class Rewards(BaseModel):
+    """Rewards in the order asked."""
+
+    model_config = _example({"model": "reward", "rewards": [{"reward": 0.41, "calibrated": 0.9, "tokens": 31}]})
+    model: str
+    rewards: list[Reward]
+
+
+class Trio(BaseModel):
+    """A prompt and two responses."""
+
+    model_config = _example({"prompt": PROMPT, "response_a": ANSWER, "response_b": OTHER})
+    prompt: Prompt
+    response_a: str
+    response_b: str
+
+
+class Comparison(BaseModel):
+    """Which response the reward model prefers."""
+
+    model_config = _example({"model": "reward", "probability_a": 0.7, "reward_a": 0.41, "reward_b": -0.44})
+    model: str
+    probability_a: float
+    """That A is preferred, by Bradley-Terry: the logistic function of the rewards' difference."""
+    reward_a: float
+    reward_b: float
+
+
+class RemoteReward(BaseModel):
+    """What OpenRLHF asks: whole texts, the prompts that they begin with, and the prompts' messages as labels."""
+
+    model_config = _example(
+        {
+            "query": [f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n{ANSWER}<|im_end|>"],
+            "prompts": [f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n"],
+            "labels": [f'[{{"role": "user", "content": "{PROMPT}"}}]'],
+        },
+        strict=False,
+    )
+    query: Annotated[list[str], Field(min_length=1)]
+    prompts: list[str]
+    labels: list[str | list[ChatMessage]]
+    """The messages of each prompt, or their JSON: the reward model's own template is put around them."""
+
+    @model_validator(mode="after")
+    def _as_many(self) -> RemoteReward:
+        if not len(self.query) == len(self.prompts) == len(self.labels):
+            raise ValueError("`query`, `prompts` and `labels` must be as many")
+        return self
+
+
+class RemoteRewards(BaseModel):
+    """What OpenRLHF reads."""
+
+    model_config = _example({"rewards": [0.41], "scores": [0.41], "extra_logs": {}})
+    rewards: list[float]
+    scores: list[float]
+    extra_logs: dict[str, list[float]]
+
+
+class Classify(BaseModel):
+    """What vLLM's clients ask a classifier: texts that are templated already, or token ids, or messages."""
+
+    model_config = _example({"model": "reward", "input": [PROMPT]}, strict=False)
+    model: str | None = None
+    input: str | list[str] | list[int] | list[list[int]] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    use_activation: bool | None = None
+    """Whether the reward goes through the logistic function, as vLLM does with one class unless told otherwise."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Classify:
+        if (self.input is None) == (self.messages is None):
+            raise ValueError("give `input`, or `messages`")
+        if self.input in ([], ""):
+            raise ValueError("`input` is empty")
+        return self
+
+
+class Score(BaseModel):
+    """What vLLM's clients ask of pairs: a prompt, or as many prompts as responses."""
+
+    model_config = _example({"model": "reward", "text_1": PROMPT, "text_2": [ANSWER, OTHER]}, strict=False)
+    model: str | None = None
+    text_1: str | list[str] | None = None
+    text_2: str | list[str] | None = None
+    queries: str | list[str] | None = None
+    documents: str | list[str] | None = None
+    use_activation: bool | None = None
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Prompts and responses, one by one."""
+        first = self.text_1 if self.text_1 is not None else self.queries
+        second = self.text_2 if self.text_2 is not None else self.documents
+        prompts, responses = ([side] if isinstance(side, str) else list(side or ()) for side in (first, second))
+        if len(prompts) == 1:
+            prompts *= len(responses)
+        return list(zip(prompts, responses, strict=True))
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Score:
+        try:
+            found = self.pairs()
+        except ValueError:
+            raise ValueError("give one prompt, or as many prompts as responses") from None
+        if not found:
+            raise ValueError("give `text_1` and `text_2`, or `queries` and `documents`")
+        return self

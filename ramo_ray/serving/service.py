@@ -1,0 +1,148 @@
+"""One replica's work: texts read, rows scored in batches, and what came of it as numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from ramo_ray.errors import EngineError
+from ramo_ray.serving.batcher import Batcher, BusyError
+from ramo_ray.serving.gate import Refused
+from ramo_ray.serving.reading import Reader, Row
+from ramo_ray.serving.scorer import RewardScorer
+from ramo_ray.serving.settings import ServingSettings
+
+T = TypeVar("T")
+WARM_TOKENS = (8, 64, 512)
+"""Lengths of the rows that are scored before the first request: kernels are chosen then, and memory taken."""
+ROUTES = {"/reward", "/compare", "/get_reward", "/classify", "/score"}
+"""Those that are counted by name."""
+STUCK_S = 60.0
+"""That a batch may take before the replica counts as broken."""
+logger = logging.getLogger(__name__)
+
+
+class Scored(NamedTuple):
+    """Rewards of rows, in order, and their tokens."""
+
+    rewards: list[float]
+    tokens: list[int]
+
+
+class Service:
+    """A reward model that answers requests. To be used within one event loop."""
+
+    def __init__(self, settings: ServingSettings) -> None:
+        self.settings = settings
+        self.scorer = RewardScorer(
+            Path(settings.model), dtype=settings.dtype, threads=settings.threads or os.cpu_count()
+        )
+        self.reader = Reader(settings, self.scorer.context_length)
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._batch_began: float | None = None
+        self.batcher = Batcher(
+            self._score, batch_tokens=settings.batch_tokens, queue_tokens=settings.limits.queue_tokens
+        )
+        self.closing = False
+        self.meters = Meters(self)
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """Score rows of several lengths.
+
+        Raises:
+            EngineError: their rewards are not finite.
+        """
+        lengths = [min(length, self.scorer.context_length) for length in WARM_TOKENS]
+        rewards = self.scorer.score([[number % 7 + 1 for number in range(length)] for length in lengths])
+        if not np.isfinite(rewards).all():
+            raise EngineError(f"{self.settings.model}: its rewards are not finite; take a wider dtype.")
+
+    def _score(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        self._batch_began = time.monotonic()
+        try:
+            return self.scorer.score(rows)
+        finally:
+            self._batch_began = None
+
+    async def rewards(self, read: Callable[[T], list[Row]], asked: T) -> Scored:
+        """Rewards of what was asked.
+
+        Raises:
+            Refused: it cannot be read, too much waits, it took too long, or a reward is not finite.
+        """
+        if self.closing:
+            raise Refused(503, "this replica is about to end.", 1)
+        rows = await asyncio.get_running_loop().run_in_executor(self._reading, read, asked)
+        try:
+            async with asyncio.timeout(self.settings.limits.seconds):
+                found = await self.batcher.rewards(rows)
+        except BusyError as busy:
+            raise Refused(429, str(busy), busy.seconds) from None
+        except TimeoutError:
+            seconds = self.settings.limits.seconds
+            raise Refused(503, f"no answer within {seconds:g} s; the work was dropped.", seconds) from None
+        rewards = found.tolist()
+        if bad := [place for place, reward in enumerate(rewards) if not math.isfinite(reward)]:
+            raise Refused(500, f"item {bad[0]}: the reward model gave no finite number.")
+        return Scored(rewards, list(map(len, rows)))
+
+    def calibrated(self, reward: float) -> float | None:
+        """A reward in deviations from the mean of labelled responses."""
+        scale = self.settings.calibration
+        return None if scale is None else (reward - scale.mean) / scale.deviation
+
+    def check(self) -> None:
+        """Raise `EngineError` if a batch has been under way for too long."""
+        began = self._batch_began
+        if began is not None and time.monotonic() - began > STUCK_S:
+            raise EngineError(f"a batch has been under way for over {STUCK_S:g} s.")
+
+    async def close(self) -> None:
+        """Finish what was asked, and end the threads."""
+        self.closing = True
+        await self.batcher.close()
+        self._reading.shutdown()
+
+
+class Meters:
+    """What a replica tells Prometheus."""
+
+    def __init__(self, service: Service) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "ramo_reward_requests", "Requests, by route and status.", ["route", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "ramo_reward_request_seconds", "Seconds until an answer, by route.", ["route"], registry=self.registry
+        )
+        told: dict[str, tuple[str, Callable[[], float]]] = {
+            "ramo_reward_waiting_tokens": ("Tokens that wait.", lambda: service.batcher.waiting),
+            "ramo_reward_scored_rows": ("Rows scored since the start.", lambda: service.batcher.scored),
+            "ramo_reward_batches": ("Batches since the start.", lambda: service.batcher.batches),
+            "ramo_reward_computed_tokens": ("Tokens that went through the model.", lambda: service.scorer.computed),
+            "ramo_reward_busy_seconds": ("Seconds in the model.", lambda: service.batcher.busy_s),
+        }
+        for name, (meaning, read) in told.items():
+            Gauge(name, meaning, registry=self.registry).set_function(read)
+
+    def observe(self, path: str, status: int, seconds: float) -> None:
+        """Count a request that was answered. Paths that anybody may make up are one."""
+        route = path if path in ROUTES else "other"
+        self.requests.labels(route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+
+    def text(self) -> bytes:
+        """All of it, as Prometheus reads it."""
+        return generate_latest(self.registry)

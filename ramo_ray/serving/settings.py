@@ -1,0 +1,103 @@
+"""What the reward endpoint is configured by."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from ramo_ray.config import Config
+from ramo_ray.settings import DType
+
+TURN_ENDS = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|end_of_turn|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end|>",
+    "</s>",
+    "<eos>",
+)
+
+
+class LimitSettings(Config):
+    """What one request may ask, and how much may wait. What exceeds them is refused by status, never cut."""
+
+    body_bytes: PositiveInt = 4_000_000
+    """Of one request's body; more is 413."""
+    text_chars: PositiveInt = 200_000
+    """Of one message, prompt or response; more is 413."""
+    items: PositiveInt = 1_024
+    """Conversations of one request; more is 413."""
+    tokens: PositiveInt = 4_096
+    """Of one conversation, beside the model's context; more is 413."""
+    queue_tokens: PositiveInt = 262_144
+    """Tokens that wait at one replica; what would exceed them is 429 with Retry-After."""
+    body_seconds: PositiveFloat = 10.0
+    """Until a body must have arrived; later is 408."""
+    seconds: PositiveFloat = 120.0
+    """Until an answer must be there; then the work is dropped and the answer is 503 with Retry-After."""
+
+
+class ReplicaSettings(Config):
+    """The copies of the model. Several share a GPU where `num_gpus` is a fraction."""
+
+    min: PositiveInt = 1
+    max: PositiveInt = 1
+    """Replicas that the deployment may grow to while requests wait."""
+    num_cpus: NonNegativeFloat = 1.0
+    num_gpus: NonNegativeFloat = 0.0
+    target_requests: PositiveInt = 32
+    """Requests under way at a replica above which another one is started."""
+    most_requests: PositiveInt = 512
+    """Requests that a replica takes at a time; more wait at the proxy."""
+    queued_requests: PositiveInt = 2_048
+    """Requests that wait at a proxy; more are 503."""
+    drain_seconds: PositiveFloat = 30.0
+    """That a replica which is to end has for what is under way."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ReplicaSettings:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) exceeds max ({self.max}); raise max or lower min.")
+        return self
+
+
+class CalibrationSettings(Config):
+    """Where rewards of labelled responses lie; a calibrated reward counts deviations from their mean."""
+
+    mean: float
+    deviation: PositiveFloat
+
+
+class ServingSettings(Config):
+    """The arguments of `build_app`."""
+
+    model: str = Field(min_length=1)
+    """Folder of the reward model."""
+    name: str = "reward"
+    """What the model is called in replies."""
+    dtype: DType = "float32"
+    threads: PositiveInt | None = None
+    """Threads of torch in one replica on CPU. Empty: all cores of the machine."""
+    batch_tokens: PositiveInt = 2_048
+    """Tokens that are scored together: more of them are quicker, and each waits longer."""
+    tokens_file: str = ""
+    """File of the bearer tokens that may ask, one a line; read again when it changes."""
+    insecure: bool = False
+    """Answer whoever asks. Without it, and without a token, nothing is served."""
+    turn_ends: tuple[Annotated[str, Field(min_length=1)], ...] = TURN_ENDS
+    """What policies end a turn with: taken off the answers that `/get_reward` is given."""
+    calibration: CalibrationSettings | None = None
+    limits: LimitSettings = LimitSettings()
+    replicas: ReplicaSettings = ReplicaSettings()
+
+    @model_validator(mode="after")
+    def _guarded(self) -> ServingSettings:
+        if not self.tokens_file and not self.insecure:
+            raise ValueError(
+                "nobody could ask: name a file of bearer tokens in `tokens_file`, or set insecure=true to answer "
+                "whoever reaches the port."
+            )
+        return self
