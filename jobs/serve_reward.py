@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn
@@ -123,6 +124,8 @@ def _serve(config: ServeRewardConfig, settings: ServingSettings) -> None:
 
     from ramo_ray.serving.app import build_app
 
+    # It tells at each start that it has started, and that it is there already.
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     application = build_app(settings.model_dump(mode="json"))
     http = config.http
     serve.start(
@@ -138,7 +141,17 @@ def _serve(config: ServeRewardConfig, settings: ServingSettings) -> None:
     try:
         serve.run(application, name=APP, route_prefix="/")
     except RuntimeError as error:
-        raise ServerError(f"the endpoint did not start: {' '.join(str(error).split())[:500]}") from None
+        raise ServerError(f"the endpoint did not start: {_why() or error}") from None
+
+
+def _why() -> str:
+    """What the replicas that did not start said last."""
+    from ray import serve
+
+    found = serve.status().applications.get(APP)
+    told = [one.message for one in found.deployments.values() if one.message] if found else []
+    lines = [line for message in told for line in message.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""
 
 
 def _check_up() -> None:
@@ -147,7 +160,7 @@ def _check_up() -> None:
 
     state = serve.status().applications[APP]
     if state.status in ("DEPLOY_FAILED", "NOT_STARTED"):
-        raise ServerError(f"the endpoint is down: {' '.join(state.message.split())[:500]}")
+        raise ServerError(f"the endpoint is down: {_why() or state.message}")
 
 
 if __name__ == "__main__":

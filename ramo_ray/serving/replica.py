@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ramo_ray.serving.gate import App
+from fastapi import FastAPI
+
 from ramo_ray.serving.routes import make_app
 from ramo_ray.serving.service import Service
 from ramo_ray.serving.settings import ServingSettings
@@ -30,6 +31,6 @@ class Replica:
         self.service.check()
 
 
-def running_app() -> App:
+def running_app() -> FastAPI:
     """The app of this process's replica."""
     return _running[-1].routes

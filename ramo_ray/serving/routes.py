@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from ramo_ray.serving.gate import App, Gate, Refused
+from ramo_ray.serving.gate import Gate, Refused
 from ramo_ray.serving.schema import (
     ChatMessage,
     Classify,
@@ -51,13 +51,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_app(service: Service, tokens: TokenFile | None) -> App:
-    """The whole app: the routes behind their gate."""
-    return Gate(make_routes(service), tokens, service.settings.limits, service.meters.observe)
-
-
-def make_routes(service: Service) -> FastAPI:
-    """The routes alone."""
+def make_app(service: Service, tokens: TokenFile | None) -> FastAPI:
+    """The routes behind their gate. Serve adds handlers of its own, so it has to be an app of FastAPI's."""
 
     @contextlib.asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -76,6 +71,7 @@ def make_routes(service: Service) -> FastAPI:
     _add_own(app, service)
     _add_foreign(app, service)
     _add_watched(app, service)
+    app.add_middleware(Gate, tokens=tokens, limits=service.settings.limits, observe=service.meters.observe)
     return app
 
 
