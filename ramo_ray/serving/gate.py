@@ -1,6 +1,6 @@
 """What stands before the routes: who may ask, how long a body may be and may take, and what a fault is told as.
 
-Pure ASGI. No reply holds a text of a request or a trace of ours; each holds the request's id.
+Pure ASGI. No reply holds a text of a request or a trace of ours. The request's id is what Serve gave it, and sends back.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 self.observe(scope["path"], status, time.perf_counter() - began)
-                message["headers"] = [*message.get("headers", []), (ID_HEADER, identity)]
             await send(message)
 
         try:
@@ -116,7 +115,7 @@ def _too_long(most: int) -> Refused:
 
 
 def _identity(headers: dict[bytes, bytes]) -> bytes:
-    """The id that a request came with, where it is fit to be sent back and logged, or a new one."""
+    """The id that a request came with, where it is fit to be logged, or a new one."""
     given = headers.get(ID_HEADER, b"")
     fit = 0 < len(given) <= MOST_ID and all(byte in b"-_." or (chr(byte).isalnum() and byte < 128) for byte in given)
     return given if fit else uuid.uuid4().hex.encode()

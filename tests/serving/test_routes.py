@@ -186,7 +186,6 @@ def test_what_cannot_be_answered_is_refused_with_a_sentence_and_nothing_of_its_t
             assert set(found.json()) == {"error"}
             assert found.json()["error"].endswith(".")
             assert SECRET not in found.text
-            assert found.headers["x-request-id"]
         fine = await client.post("/reward", json={"prompt": "p", "response": "<|im_end|> is but text"})
         assert fine.status_code == 200
 
@@ -276,7 +275,6 @@ def test_a_defect_is_told_without_a_word_of_it(reward_model: Path, caplog: pytes
     with caplog.at_level(logging.ERROR):
         response = asked(settings_of(reward_model), ask)
     assert response.status_code == 500
-    assert response.headers["x-request-id"] == "mine-7"
     assert SECRET not in response.text + caplog.text
     assert "request mine-7: RuntimeError in test_routes.py" in caplog.text
 
