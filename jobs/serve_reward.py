@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NoReturn
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -14,7 +14,7 @@ from jobs.inputs import earlier
 from jobs.session import ray_session
 from jobs.stage import PlacedConfig, locate
 from ramo_ray.config import Config, run, validate
-from ramo_ray.errors import ServerError
+from ramo_ray.errors import ServerError, StoppedError
 from ramo_ray.serving.settings import CalibrationSettings, LimitSettings, ReplicaSettings, ServingSettings
 from ramo_ray.settings import DType
 
@@ -93,7 +93,7 @@ def _measured(config: ServeRewardConfig) -> CalibrationSettings | None:
     return CalibrationSettings(mean=float(rewards.mean()), deviation=float(rewards.std(ddof=1)))
 
 
-def main(config: ServeRewardConfig) -> NoReturn:
+def main(config: ServeRewardConfig) -> list[str]:
     """Serve the reward model until Ctrl-C or SIGTERM; what is under way then is answered first."""
     from ray import serve
 
@@ -108,9 +108,12 @@ def main(config: ServeRewardConfig) -> NoReturn:
             while True:
                 time.sleep(LOOK_S)
                 _check_up()
+        except (KeyboardInterrupt, StoppedError):
+            console.print("  stopping: what is under way is answered first", markup=False)
         finally:
-            # What is under way is answered first. Serve itself may be others' too.
+            # Serve itself may be others' too.
             serve.delete(APP)
+    return []
 
 
 def address(http: HTTPSettings) -> str:

@@ -98,6 +98,23 @@ def plan(
     show_plan(make_plan(Path(words[0]), words[1:], measured, sample), as_json=as_json)
 
 
+@app.command()
+def reward(
+    url: Annotated[str, typer.Argument(help="The endpoint's address, such as http://127.0.0.1:8000.")],
+    file: Annotated[Path, typer.Argument(help="JSON lines with prompt and response, or messages.")],
+    output: Annotated[Path | None, typer.Option(help="Where to; empty: FILE with the ending .rewards.jsonl.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 8,
+    token_env: Annotated[
+        str, typer.Option(help="The environment variable that holds the endpoint's token.")
+    ] = "RAMO_REWARD_TOKEN",
+) -> None:
+    """Ask an endpoint for the rewards of a whole file. Run it again to continue."""
+    from jobs.rewarding import reward_file
+
+    target = output or file.with_suffix(".rewards.jsonl")
+    reward_file(url, file, target, concurrency=concurrency, token_env=token_env)
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def submit(
     job: Annotated[str, typer.Argument(help="A job, such as pipeline or rate.")],

@@ -1,6 +1,6 @@
 """What stands before the routes: who may ask, how long a body may be and may take, and what a fault is told as.
 
-Pure ASGI. No reply holds a text of a request or a trace of ours. The request's id is what Serve gave it, and sends back.
+Pure ASGI. No reply holds a text of a request or a trace of ours. A request's id is what Serve gave it and sends back.
 """
 
 from __future__ import annotations

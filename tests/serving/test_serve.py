@@ -1,0 +1,246 @@
+"""The endpoint as it is started: Serve's proxy, its replica, who asks them, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import httpx
+import psutil
+import pytest
+from served import TOKEN
+from support import ROOT, all_gone, descendants, run, wait_until
+
+from ramo_ray.client import EndpointError, RewardClient
+from ramo_ray.models.reward import RewardModel
+from ramo_ray.models.templates import load_tokenizer, reward_token_ids
+from ramo_ray.ppo import reward_function
+
+pytestmark = pytest.mark.slow
+WORDS = "how do I lock a bicycle when it rains and the city is full of people who look".split()  # noqa: SIM905
+
+
+class Served(NamedTuple):
+    """An endpoint that is up."""
+
+    url: str
+    tokens: Path
+    model: Path
+    process: subprocess.Popen[str]
+
+
+def free_port() -> int:
+    """A port below those that Ray's workers take."""
+    for port in Random().sample(range(7000, 10_000), 100):
+        with socket.socket() as own:
+            try:
+                own.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no port is free")
+
+
+@pytest.fixture(scope="module")
+def served(reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`python -m jobs.serve_reward`, guarded by a token; ended by Ctrl-C, and nothing of it is left."""
+    folder, port = tmp_path_factory.mktemp("served"), free_port()
+    tokens = folder / "tokens"
+    tokens.write_text(TOKEN + "\n")
+    (folder / "serve_reward.yaml").write_text("{}")
+    words = [f"model={reward_model}", f"tokens_file={tokens}", f"http.port={port}", "threads=1"]
+    words += ["ray.num_cpus=2", "ray.object_store_gib=0.2", "limits.body_seconds=2", "limits.queue_tokens=20000"]
+    command = [sys.executable, "-m", "jobs.serve_reward", str(folder), *words]
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # As where a shell runs the tests in its background; processes inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    with (folder / "told").open("w+") as told:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=told, stderr=subprocess.STDOUT, text=True)
+        try:
+            own = Served(f"http://127.0.0.1:{port}", tokens, reward_model, process)
+            wait_until(lambda: "ready: " in (folder / "told").read_text() or process.poll() is not None)
+            assert process.poll() is None, (folder / "told").read_text()
+            yield own
+            had = descendants(psutil.Process(process.pid))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 0
+            wait_until(lambda: all_gone(had), 30)
+            assert "Traceback" not in (folder / "told").read_text()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def conversations(count: int) -> list[dict[str, str]]:
+    random = Random(0)
+    return [
+        {name: " ".join(random.choices(WORDS, k=random.randint(1, 40))) for name in ("prompt", "response")}
+        for _ in range(count)
+    ]
+
+
+def expected(model: Path, asked: list[dict[str, str]]) -> list[float]:
+    tokenizer, own = load_tokenizer(model), RewardModel(model)
+    rows = [reward_token_ids(tokenizer, [{"role": "user", "content": one["prompt"]}], one["response"]) for one in asked]
+    return [float(own.score([row])[0]) for row in rows]
+
+
+def test_rewards_over_http_are_the_models_own_whatever_is_asked_beside_them(served: Served) -> None:
+    asked = conversations(120)
+    own = expected(served.model, asked)
+    with RewardClient(served.url, TOKEN) as client, ThreadPoolExecutor(16) as pool:
+        alone = list(pool.map(lambda one: client.rewards([one])[0], asked))
+        together = client.rewards(asked)
+        compared = client.compare(asked[0]["prompt"], asked[0]["response"], asked[1]["response"])
+    assert alone == pytest.approx(own, abs=1e-4)
+    assert together == pytest.approx(own, abs=1e-4)
+    assert compared.probability_a == pytest.approx(1 / (1 + math.exp(compared.reward_b - compared.reward_a)))
+    for token, status in ((None, "401"), (TOKEN + "x", "403")):
+        with RewardClient(served.url, token) as stranger, pytest.raises(EndpointError, match=status):
+            stranger.rewards(asked[:1])
+
+
+def remote(one: dict[str, str]) -> tuple[str, str, str]:
+    """A query, its prompt and its label, as OpenRLHF sends those of a policy with another template."""
+    prompt = f"<s>[INST] {one['prompt']} [/INST] "
+    return f"{prompt}{one['response']}</s>", prompt, json.dumps([{"role": "user", "content": one["prompt"]}])
+
+
+def test_openrlhfs_own_client_gets_its_rewards(served: Served) -> None:
+    from openrlhf.utils.agent import SingleTurnAgentExecutor
+
+    asked = conversations(6)
+    # It can be given an address and no header, so the token is the address's password.
+    url = served.url.replace("http://", f"http://anyone:{TOKEN}@") + "/get_reward"
+    executor = SingleTurnAgentExecutor(url)
+    queries, prompts, labels = (list(side) for side in zip(*map(remote, asked), strict=True))
+    (found,) = asyncio.run(executor._fetch_rewards_via_http(queries, prompts, labels))
+    assert found["rewards"] == pytest.approx(expected(served.model, asked), abs=1e-4)
+
+
+def test_our_reward_function_gets_its_rewards(served: Served, tmp_path: Path) -> None:
+    asked = conversations(3)
+    url = served.url.replace("http://", f"http://anyone:{TOKEN}@") + "/get_reward"
+    environment = {
+        reward_function.URLS: url,
+        reward_function.PATIENCE: "10",
+        reward_function.TIMEOUT: "10",
+        reward_function.FAILURE: str(tmp_path / "failure.json"),
+    }
+    client = reward_function.RewardClient(environment)
+    try:
+        found = [client.ask(*([part] for part in remote(one)))["rewards"] for one in asked]
+    finally:
+        client.close()
+    assert [float(one) for one in found] == pytest.approx(expected(served.model, asked), abs=1e-4)
+
+
+def test_a_whole_file_is_rewarded_from_the_command_line(served: Served, tmp_path: Path) -> None:
+    asked = conversations(50)
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in asked))
+    command = [sys.executable, "-m", "ramo_ray.cli", "reward", served.url, str(file)]
+    done = run(command, RAMO_REWARD_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "pairs.rewards.jsonl").read_text().splitlines()]
+    found = [row["reward"] for row in sorted(rows, key=lambda row: row["line"])]
+    assert found == pytest.approx(expected(served.model, asked), abs=1e-4)
+
+
+def test_a_token_is_changed_while_it_runs(served: Served) -> None:
+    fresh = "another-that-nobody-guesses"
+    served.tokens.write_text(f"{TOKEN}\n{fresh}\n")
+
+    def known() -> bool:
+        with httpx.Client() as client:
+            asked = client.get(f"{served.url}/metrics", headers={"authorization": f"Bearer {fresh}"})
+        return asked.status_code == 200
+
+    wait_until(known, 10)
+
+
+def test_hostile_clients_harm_nobody_else(served: Served) -> None:
+    address = served.url.removeprefix("http://").split(":")
+    fine = conversations(1)
+    own = expected(served.model, fine)
+    slow = [socket.create_connection((address[0], int(address[1]))) for _ in range(20)]
+    head = f"POST /reward HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+    for one in slow[:10]:
+        one.sendall((head + "Content-Length: 100\r\n\r\n{").encode())
+    for one in slow[10:]:
+        # A head that never ends.
+        one.sendall(head.encode())
+    stop = threading.Event()
+
+    def flood() -> list[int]:
+        statuses = []
+        with httpx.Client(timeout=60) as client:
+            body = {"items": conversations(200)}
+            while not stop.is_set():
+                asked = client.post(f"{served.url}/reward", json=body, headers={"authorization": f"Bearer {TOKEN}"})
+                statuses.append(asked.status_code)
+        return statuses
+
+    with ThreadPoolExecutor(3) as pool:
+        flooding = [pool.submit(flood) for _ in range(3)]
+        try:
+            with RewardClient(served.url, TOKEN) as client:
+                assert [client.rewards(fine)[0] for _ in range(10)] == pytest.approx(own * 10, abs=1e-4)
+        finally:
+            stop.set()
+        assert {status for one in flooding for status in one.result()} <= {200, 429}
+    slow[0].settimeout(20)
+    assert b"408" in slow[0].recv(4096)
+    for one in slow:
+        one.close()
+
+
+def ask(served: Served, method: str, path: str, **more: Any) -> httpx.Response:
+    with httpx.Client(timeout=30) as client:
+        return client.request(method, served.url + path, **more)
+
+
+def test_bodies_that_are_too_long_or_torn_are_refused(served: Served) -> None:
+    known = {"authorization": f"Bearer {TOKEN}"}
+    huge = ask(served, "POST", "/reward", content=b" " * 10_000_000, headers=known)
+    assert huge.status_code == 413
+    assert "the body exceeds" in huge.json()["error"]
+    torn = ask(served, "POST", "/reward", content=b"{", headers=known | {"content-type": "application/json"})
+    assert torn.status_code == 400
+    assert torn.headers["x-request-id"]
+    assert ask(served, "GET", "/healthz").json() == {"status": "ok"}
+    assert ask(served, "GET", "/nowhere", headers=known).status_code == 404
+
+
+def test_what_cannot_be_served_is_refused_before_anything_starts(reward_model: Path, tiny_model: Path) -> None:
+    config = ROOT / "jobs" / "configs" / "laptop"
+    for words, sentence in (
+        ([f"model={reward_model}"], "nobody could ask: name a file of bearer tokens"),
+        ([f"model={tiny_model}", "insecure=true"], "is a language model, and a reward model has one output"),
+        ([f"model={reward_model}", "tokens_file=/nowhere/tokens"], "cannot be read: No such file"),
+        (["model=/nowhere", "insecure=true"], "`model`: /nowhere does not exist"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs.serve_reward", str(config), *words],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"RAY_ADDRESS": ""},
+            timeout=60,
+        )
+        assert done.returncode == 2
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr
