@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from pydantic import field_validator
 
 from jobs import generate_responses, label
+from jobs.changes import differences
 from jobs.display import console, heading, progress, summary
-from jobs.inputs import RuleStageConfig, check_judge, check_model, earlier, require_rows, rule_pool
+from jobs.inputs import RuleStageConfig, check_judge, check_model, earlier, rule_pool
 from jobs.policy_inputs import SAME_PROMPT, PromptStageConfig, prompt_rows
-from jobs.policy_scores import AFTER, BEFORE, Row, outcomes, policy_scores, read_answers, table, with_outcomes
+from jobs.policy_scores import (
+    AFTER,
+    BEFORE,
+    Row,
+    outcomes,
+    policy_scores,
+    read_answers,
+    score_lines,
+    sort_out,
+    table,
+    with_outcomes,
+    write_rows,
+)
 from jobs.session import ray_session
-from jobs.stage import Stage, locate, open_stage, read_json, write_json, write_text
+from jobs.stage import PARTS, Stage, locate, open_stage, read_json, write_json, write_text
 from ramo_ray.config import run
-from ramo_ray.core.records import prompt_id
-from ramo_ray.errors import ConfigError
+from ramo_ray.core.records import content_hash, prompt_id
+from ramo_ray.errors import ConfigError, FingerprintError, SourceError
 from ramo_ray.settings import (
     AdapterSettings,
     GeneratorSettings,
@@ -27,9 +42,6 @@ from ramo_ray.settings import (
     SourceSettings,
     WriterSettings,
 )
-
-PARTS = "parts"
-"""Where the answers and their labels are, each the folder of a run of its own."""
 
 
 class EvaluatePolicyConfig(PromptStageConfig, RuleStageConfig):
@@ -63,8 +75,9 @@ class EvaluatePolicyConfig(PromptStageConfig, RuleStageConfig):
 
 
 class Models(NamedTuple):
-    """Folders of the aligned policy, the reward model and the adapter."""
+    """Folders of both policies, the reward model and the adapter."""
 
+    before: Path
     policy: Path
     reward: Path
     adapter: Path
@@ -75,39 +88,53 @@ def check(config: EvaluatePolicyConfig) -> Models:
     from ramo_ray.models.adapter import check_adapter
     from ramo_ray.models.policy import check_same_tokens
     from ramo_ray.models.resolve import resolve
+    from ramo_ray.models.reward import check_reward_model
 
+    check_model(config.before.model, config.before.revision, chat=True)
     models = Models(
+        resolve(config.before.model, config.before.revision),
         earlier(config, "policy", config.policy, config.run, "train_policy/model"),
         earlier(config, "reward_model", config.reward_model, config.run, "train_reward/model"),
         earlier(config, "adapter_model", config.adapter_model, config.run, "train_adapter/model"),
     )
-    check_model(config.before.model, config.before.revision, chat=True)
     for folder in (models.policy, models.reward):
         check_model(str(folder), chat=True)
     _refuse_other_beginning(config, models.policy)
-    check_same_tokens(models.policy, resolve(config.before.model, config.before.revision))
+    check_same_tokens(models.policy, models.before)
+    check_reward_model(models.reward)
     pool = rule_pool(config, config.selection.r)
     check_adapter(models.adapter, pool.ids)
     check_judge(config.judge, pool)
     return models
 
 
+def _trained(policy: Path) -> bool:
+    """Whether a policy lies where train_policy put it, beside what it was made with."""
+    return read_json(policy.parent / "manifest.json").get("job") == "train_policy"
+
+
 def _refuse_other_beginning(config: EvaluatePolicyConfig, policy: Path) -> None:
-    trained = read_json(policy.parent / "config.json")
-    if trained.get("policy", config.before.model) != config.before.model:
+    if not _trained(policy):
+        return
+    began = read_json(policy.parent / "config.json")
+    own = {"model": config.before.model, "revision": config.before.revision}
+    trained = {"model": began["policy"], "revision": began["policy_revision"]}
+    if other := [key for key in own if own[key] != trained[key]]:
+        key = other[0]
         raise ConfigError(
-            f"`before.model` = {config.before.model}, but {policy} was aligned from {trained['policy']}. Set "
-            f"before.model={trained['policy']}."
+            f"`before.{key}` = {own[key]}, but {policy} was aligned from {trained[key]}. Set "
+            f"before.{key}={'null' if trained[key] is None else trained[key]}."
         )
 
 
 def main(config: EvaluatePolicyConfig) -> list[str]:
     """Measure reward, win rate by the judge, KL, length and refusals, before and after."""
     with open_stage(config) as stage:
+        if stage.gave_up_too_early(config.judge.max_tries):
+            stage.reopen()
         if not stage.finished:
             _evaluate(config, stage)
-        scores = stage.manifest["scores"]
-        summary(f"scores in {stage.folder / 'scores.json'}", _lines(scores))
+        summary(f"scores in {stage.folder / 'scores.json'}", score_lines(stage.manifest["scores"]))
     beside = stage.folder.parent if config.run and stage.folder.parent == locate(config, "run", config.run) else None
     return [f"ramo report {beside or stage.folder}"]
 
@@ -116,31 +143,95 @@ def _evaluate(config: EvaluatePolicyConfig, stage: Stage) -> None:
     heading("Policy before and after")
     models = check(config)
     prompts = _write_prompts(config, models.policy, stage.folder / "prompts.jsonl")
+    origin = _claim(stage, models)
     parts = stage.folder / PARTS
     with ray_session(config.ray):
         generate_responses.main(_writing(config, models, stage.folder))
         answers = read_answers(parts / "answers")
-        require_rows(len(answers.rows), "prompt that both policies answered", parts / "answers")
-        trios, judged = table(parts / "answers/data/trios"), dict[str, float]()
-        if trios:
-            label.main(_judging(config, models, stage.folder))
-            judged = outcomes(trios, table(parts / "label/data/preferences"))
-        rows = with_outcomes(_measure(config, models, answers.rows), judged)
-    _write_rows(stage, rows)
+        _require(answers.rows, answers.bad, parts / "answers" / "quarantine.parquet")
+        judged = _judged(config, models, stage.folder)
+        rows = with_outcomes(_measure(config, models, answers.rows), judged.outcomes)
+    complete, bad = sort_out(rows, judged.reasons)
+    _require(complete, bad, parts)
+    stage.data.mkdir(exist_ok=True)
+    write_rows(complete, stage.data / "answers.parquet")
     counts = stage.counts(
-        rows_in=prompts.read, rows_out=len(rows), other_split=prompts.seen, bad=[*prompts.bad, *answers.bad]
+        rows_in=prompts.read,
+        rows_out=len(complete),
+        other_split=prompts.seen,
+        bad=[*prompts.bad, *answers.bad, *bad],
     )
-    scores = policy_scores(rows, config.seed) | {"prompts_seen": prompts.used_seen}
+    known = _trained_on(models.policy)
+    seen = None if known is None else sum(row["prompt_id"] in known for row in complete)
+    scores = policy_scores(complete, config.seed) | {"prompts_seen": seen}
     write_json(stage.folder / "scores.json", scores)
-    stage.finish(counts=counts, scores=scores)
+    stage.finish(
+        counts=counts | judged.given_up, scores=scores, max_tries=config.judge.max_tries, **origin, **_cost(parts)
+    )
+
+
+def _claim(stage: Stage, models: Models) -> dict[str, Any]:
+    """What the run is made of; refused if an earlier start, whose answers are there, was made of something else."""
+    from ramo_ray.models.resolve import identity
+
+    origin = {
+        "prompts": content_hash((stage.folder / "prompts.jsonl").read_text(encoding="utf-8")),
+        "models": {name: identity(folder) for name, folder in models._asdict().items()},
+    }
+    file = stage.folder / "origin.json"
+    before = read_json(file)
+    if before and stage.begun and (changed := list(differences(before, origin))):
+        raise FingerprintError(
+            f"{stage.folder} holds answers of another origin: {'; '.join(changed)}. Give another `output`, or remove "
+            "that folder to start over."
+        )
+    write_json(file, origin)
+    return origin
+
+
+def _require(rows: Sized, bad: Sequence[Row], where: Path) -> None:
+    """Refuse to go on where no prompt is left, with the commonest reason."""
+    if not len(rows):
+        ((reason, count),) = Counter(row["reason"] for row in bad).most_common(1) or [("there was none", 0)]
+        raise SourceError(f"no prompt is left to compare answers on. {count} times: {reason}. See {where}.")
+
+
+class Judgement(NamedTuple):
+    """By prompt: outcomes, and why there is none; and whether more tries may give some."""
+
+    outcomes: dict[str, float]
+    reasons: dict[str, str]
+    given_up: dict[str, int]
+
+
+def _judged(config: EvaluatePolicyConfig, models: Models, folder: Path) -> Judgement:
+    trios = table(folder / PARTS / "answers/data/trios")
+    if not trios:
+        return Judgement({}, {}, {})
+    label.main(_judging(config, models, folder))
+    own = folder / PARTS / "label"
+    prompt_of = {trio["trio_id"]: trio["prompt_id"] for trio in trios}
+    reasons = {
+        prompt_of[row["id"]]: row["reason"] for row in table(own / "quarantine.parquet") if row["id"] in prompt_of
+    }
+    counts = read_json(own / "manifest.json")["counts"]
+    return Judgement(outcomes(trios, table(own / "data/preferences")), reasons, {"given_up": counts["given_up"]})
+
+
+def _cost(parts: Path) -> dict[str, Any]:
+    """What the parts took, for the report's table of costs."""
+    answers, judged = (read_json(parts / name / "manifest.json") for name in ("answers", "label"))
+    cost = sum(float(one.get("cost", 0.0)) for one in (answers, judged))
+    calls = judged.get("judge", {})
+    tokens = int(answers.get("tokens", 0)) + int(calls.get("tokens", 0))
+    return {"judge": dict(calls) | {"tokens": tokens}, **({"cost": cost} if cost else {})}
 
 
 class Prompts(NamedTuple):
-    """Prompts read, those left out as the policy was aligned on them, those of that kind that stayed, and bad ones."""
+    """Prompts read, those left out as the policy was aligned on them, and bad ones."""
 
     read: int
     seen: int
-    used_seen: int | None
     bad: list[Row]
 
 
@@ -148,8 +239,10 @@ def _write_prompts(config: EvaluatePolicyConfig, policy: Path, file: Path) -> Pr
     """Write the prompts that both policies answer, each once."""
     trained = _trained_on(policy)
     if trained is None and config.unseen:
-        console.print(f"  what {policy} was aligned on is not known: no prompts.jsonl beside it", markup=False)
-    read, left_out, stayed = 0, 0, 0
+        console.print(
+            f"  what {policy} was aligned on is not known: it is not where train_policy puts one", markup=False
+        )
+    read = left_out = 0
     bad, used = list[Row](), dict[str, str]()
     for row in prompt_rows(config):
         read += 1
@@ -161,22 +254,21 @@ def _write_prompts(config: EvaluatePolicyConfig, policy: Path, file: Path) -> Pr
         elif trained and own in trained and config.unseen:
             left_out += 1
         else:
-            stayed += bool(trained and own in trained)
             used[own] = json.dumps({"prompt": row["prompt"]}) + "\n"
     if not used and left_out:
         raise ConfigError(
             f"`prompts`: the policy was aligned on all {left_out} of them. Give others, or set unseen=false to "
             "evaluate it on what it was trained on."
         )
-    require_rows(len(used), "prompt that can be used", Path(config.prompts))
+    _require(used, bad, Path(config.prompts))
     write_text(file, "".join(used.values()))
-    return Prompts(read, left_out, None if trained is None else stayed, bad)
+    return Prompts(read, left_out, bad)
 
 
 def _trained_on(policy: Path) -> set[str] | None:
     """Ids of the prompts that a policy was aligned on, as train_policy left them beside it; None if it did not."""
     file = policy.parent / "prompts.jsonl"
-    if not file.exists():
+    if not (_trained(policy) and file.exists()):
         return None
     with file.open(encoding="utf-8") as lines:
         return {prompt_id(json.loads(json.loads(line)["label"])) for line in lines}
@@ -225,42 +317,13 @@ def _measure(config: EvaluatePolicyConfig, models: Models, rows: list[Row]) -> l
     from ramo_ray.pipelines.rewards import score_pairs
     from ramo_ray.pipelines.tables import schema
 
+    whole, size = pa.Table.from_pylist(rows, schema=schema("answers")), config.reward.batch_size
     with progress("measuring", None, lambda: (0, f"{len(rows)} prompts")):
-        pairs = ray.data.from_arrow(pa.Table.from_pylist(rows, schema=schema("answers")))
+        # Blocks are what actors share.
+        pairs = ray.data.from_arrow([whole.slice(start, size) for start in range(0, len(rows), size)])
         scored = score_pairs(pairs, config.reward, str(models.reward), (BEFORE, AFTER))
         measured: list[Row] = measure_divergence(scored, config.before, str(models.policy)).take_all()
     return sorted(measured, key=lambda row: str(row["prompt_id"]))
-
-
-def _write_rows(stage: Stage, rows: list[Row]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    stage.data.mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), stage.data / "answers.parquet")
-
-
-def _lines(scores: Row) -> dict[str, object]:
-    """What the terminal shows."""
-    names = {"reward": "reward", "tokens": "tokens of an answer", "refusal": "share of refusals"}
-    lines: dict[str, object] = {"prompts": scores["prompts"]}
-    if scores["prompts_seen"]:
-        lines["of these, the policy was aligned on"] = scores["prompts_seen"]
-    for key, name in names.items():
-        if value := scores[key]:
-            low, high = value["difference"]["low"], value["difference"]["high"]
-            lines[name] = (
-                f"{value[BEFORE]['value']:.3f} → {value[AFTER]['value']:.3f}  difference "
-                f"{value['difference']['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
-            )
-    if value := scores["win_rate"]:
-        lines["win rate by the judge"] = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-    lines["won, tied, lost"] = f"{scores['wins']}, {scores['ties']}, {scores['losses']}"
-    if value := scores["kl"]:
-        lines["KL from the policy before, nats an answer"] = (
-            f"{value['value']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
-        )
-    return lines
 
 
 if __name__ == "__main__":

@@ -56,6 +56,11 @@ def check(config: LabelConfig) -> CheckedJudge:
 
 def _check_disjoint(config: LabelConfig) -> None:
     """Refuse to split otherwise than `rate` did in the same run: what was rated on all rules could be labelled then."""
+    if config.run and config.labelled == "all":
+        raise ConfigError(
+            f"`labelled` = all, with `run` = {config.run}: that run's adapter was trained on some of these trios. Name "
+            "the splits to label, or leave `run` out and name `model`."
+        )
     rated = read_json(locate(config, "run", config.run) / "rate" / "config.json") if config.run else {}
     own = config.model_dump(mode="json")
     other = [key for key in SPLITTING if rated and rated.get(key) != own[key]]
@@ -88,7 +93,8 @@ def main(config: LabelConfig) -> list[str]:
                 **server_lines(judge),
             },
         )
-    return [stage.next_job("train_reward", preferences=stage.data / "preferences")]
+    # Where nothing is split, nothing is set apart to train on.
+    return [] if config.labelled == "all" else [stage.next_job("train_reward", preferences=stage.data / "preferences")]
 
 
 def _label(config: LabelConfig, stage: Stage) -> None:

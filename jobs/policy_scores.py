@@ -72,18 +72,49 @@ def with_outcomes(rows: Sequence[Row], judged: Mapping[str, float]) -> list[Row]
     ]
 
 
+def sort_out(rows: Sequence[Row], reasons: Mapping[str, str]) -> tuple[list[Row], list[Row]]:
+    """Rows of which everything is known, and rows for the quarantine: all figures are of the same prompts.
+
+    `reasons` says by prompt why the judge has no outcome.
+    """
+    complete, bad = list[Row](), list[Row]()
+    for row in rows:
+        reason = None
+        if row["outcome"] is None:
+            reason = reasons.get(row["prompt_id"], "the judge gave no preference")
+        elif row["reward_before"] is None or row["reward_after"] is None:
+            reason = "too long for the reward model (reward.max_length), or of roles that its template refuses"
+        elif row["kl"] is None:
+            reason = "too long for the policies' context"
+        if reason is None:
+            complete.append(row)
+        else:
+            bad.append({"origin": "evaluate_policy", "id": row["prompt_id"], "reason": reason})
+    return complete, bad
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """Write a table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+
+
 def policy_scores(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     """The figures of `scores.json`.
 
     Args:
-        rows: one a prompt, with `outcome`, `kl`, and before and after `reward`, `tokens` and `refusal`.
+        rows: one a prompt, complete, with `outcome`, `kl`, and before and after `reward`, `tokens` and `refusal`.
         seed: of the resamples.
     """
-    judged = [row["outcome"] for row in rows if row["outcome"] is not None]
+    judged = [row["outcome"] for row in rows]
     return {
         "prompts": len(rows),
         "same_answers": sum(row[BEFORE] == row[AFTER] for row in rows),
-        **{name: _changed(rows, name, seed) for name in ("reward", "tokens", "refusal")},
+        "reward": _changed(rows, "reward", seed),
+        "tokens": _changed(rows, "tokens", seed),
+        "refusal": _changed(rows, "refusal", seed, shares=True),
         "win_rate": _mean(judged, seed),
         "wins": judged.count(1.0),
         "ties": judged.count(TIE),
@@ -93,9 +124,9 @@ def policy_scores(rows: Sequence[Row], seed: int) -> dict[str, Any]:
     }
 
 
-def _changed(rows: Sequence[Row], name: str, seed: int) -> dict[str, Any] | None:
+def _changed(rows: Sequence[Row], name: str, seed: int, *, shares: bool = False) -> dict[str, Any] | None:
     before, after = (np.array([row[f"{name}_{side}"] for row in rows], dtype=np.float64) for side in (BEFORE, AFTER))
-    found = change(before, after, seed)
+    found = change(before, after, seed, shares=shares)
     if found is None:
         return None
     values = {key: getattr(found, key)._asdict() for key in (BEFORE, AFTER, "difference")}
@@ -118,3 +149,27 @@ def _ratio(numerators: Sequence[float], denominators: Sequence[float], seed: int
 
 def _counted(found: Estimate | None, count: int) -> dict[str, Any] | None:
     return found._asdict() | {"count": count} if found else None
+
+
+def score_lines(scores: Mapping[str, Any]) -> dict[str, object]:
+    """What the terminal shows of the figures."""
+    names = {"reward": "reward", "tokens": "tokens of an answer", "refusal": "share of refusals"}
+    lines: dict[str, object] = {"prompts": scores["prompts"]}
+    if scores["prompts_seen"]:
+        lines["of these, the policy was aligned on"] = scores["prompts_seen"]
+    for key, name in names.items():
+        if value := scores[key]:
+            before, after = (value[side]["value"] for side in (BEFORE, AFTER))
+            lines[name] = f"{before:.3f} → {after:.3f}  difference {_shown(value['difference'], '+.3f')}"
+    if value := scores["win_rate"]:
+        lines["win rate by the judge"] = _shown(value, ".3f")
+    lines["won, tied, lost"] = f"{scores['wins']}, {scores['ties']}, {scores['losses']}"
+    if value := scores["kl"]:
+        lines["KL from the policy before, nats an answer"] = _shown(value, ".4f")
+    return lines
+
+
+def _shown(value: Mapping[str, float], form: str) -> str:
+    """A figure with its interval; without, where nothing varied that an interval could be told from."""
+    interval = f" [{value['low']:{form}}, {value['high']:{form}}]" if value["low"] < value["high"] else ""
+    return f"{value['value']:{form}}{interval}"

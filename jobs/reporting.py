@@ -68,7 +68,7 @@ def collect(run: Path) -> rd.ReportData:
         example=_example(critical, gamma),
         training=[curve for name in ("train_adapter", "train_reward") if (curve := _curve(folders, name)) is not None],
         policy=_policy(folders),
-        policy_change=_policy_change(folders, found.get("evaluate_policy", {})),
+        policy_change=_policy_change(folders, found.get("evaluate_policy", {}), configs.get("evaluate_policy", {})),
         reward_margins=_margins(folders),
         trios=[_labelled(row) for row in preferences[:MAX_TRIOS]],
         trio_count=len(preferences) if preferences else None,
@@ -244,7 +244,7 @@ def _policy(folders: dict[str, Path]) -> rd.PolicyTraining | None:
     )
 
 
-def _policy_change(folders: dict[str, Path], manifest: Row) -> rd.PolicyChange | None:
+def _policy_change(folders: dict[str, Path], manifest: Row, config: Row) -> rd.PolicyChange | None:
     scores = manifest.get("scores")
     if not scores:
         return None
@@ -256,7 +256,9 @@ def _policy_change(folders: dict[str, Path], manifest: Row) -> rd.PolicyChange |
         rd.PolicyAnswers(**{key: row[key] for key in ("prompt", "before", "after", "reward_before", "reward_after")})
         for row in rows[:MAX_SAMPLES]
     ]
+    judge = config["judge"]
     return rd.PolicyChange(
+        judge=rd.Judge(engine=judge["engine"], model=_judge_name(judge) or ""),
         **{key: scores[key] for key in ("prompts", "same_answers", "wins", "ties", "losses")},
         seen=scores["prompts_seen"],
         reward=_measure(scores["reward"]),

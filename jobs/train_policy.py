@@ -93,7 +93,8 @@ def main(config: TrainPolicyConfig) -> list[str]:
                 "tokens of a response": last["rollout/response_length_mean"],
             },
         )
-    return [stage.next_job("evaluate_policy", run=config.run, policy="" if config.run else stage.folder / "model")]
+    given = {"run": config.run, "reward_model": config.reward_model, "policy": stage.folder / "model"}
+    return [stage.next_job("evaluate_policy", **given)]
 
 
 def _train(config: TrainPolicyConfig, stage: Stage) -> None:

@@ -63,6 +63,7 @@ def render(data: ReportData) -> str:
         trio_count=len(data.trios) if data.trio_count is None else data.trio_count,
         samples=[(sample, excerpt(sample.text, SAMPLE_BYTES)) for sample in data.policy.samples] if data.policy else [],
         policy_rows=_policy_rows(data.policy_change) if data.policy_change else [],
+        policy_warning=judge_warning(data.policy_change.judge) if data.policy_change else "",
         answers=_answers(data.policy_change) if data.policy_change else [],
         config=json.dumps(data.config, indent=2, ensure_ascii=False, sort_keys=True),
     )

@@ -209,6 +209,8 @@ class PolicyAnswers:
 class PolicyChange:
     """How a policy's answers changed. None: too few prompts have that figure."""
 
+    judge: Judge
+    """Who decided on wins, which need not be the judge of the rest."""
     prompts: int
     seen: int | None
     """Of the prompts, those that the policy was aligned on; None where that is not known."""

@@ -54,20 +54,20 @@ class PolicyPair:
             encode_chat(self.tokenizer, prompt, add_generation_prompt=True), encode_text(self.tokenizer, response)
         )
 
-    def divergence(self, answered: Answered) -> float:
-        """KL(policy ‖ base) along an answer, in nats: at each of its tokens over the whole vocabulary, then summed.
+    def divergence(self, answered: Answered) -> float | None:
+        """KL(policy ‖ base) along an answer's text, in nats: at each token over the whole vocabulary, then summed.
 
-        Of a sampled answer this is an unbiased estimate of the divergence of both policies' answers, and has less
-        variance than the ratio of their probabilities of the tokens that were written.
+        At temperature 1, whatever the answer was sampled at, and without the end of the turn: a text does not tell
+        whether the policy ended it. None for a conversation that does not fit into the context.
 
         Raises:
-            ModelError: the conversation does not fit into the context. EngineError: a model's output is not finite.
+            EngineError: a model's output is not finite.
         """
         import torch
 
         ids, written = [*answered.prompt, *answered.answer], len(answered.answer)
         if len(ids) > self.context_length:
-            raise ModelError(f"{self.path}: {len(ids):,} tokens; the policies take {self.context_length:,}.")
+            return None
         if not written:
             return 0.0
         with torch.inference_mode():

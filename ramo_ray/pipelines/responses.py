@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ramo_ray.core.prompts import check_response
-from ramo_ray.core.records import Message, conversation_id, first_is_a, trio_id
+from ramo_ray.core.records import Prompt, conversation_id, first_is_a, trio_id
 from ramo_ray.engines import build_engine
 from ramo_ray.errors import RolesError
 from ramo_ray.models.resolve import resolve
@@ -16,7 +16,7 @@ from ramo_ray.models.templates import encode_chat, load_tokenizer
 from ramo_ray.pipelines.actors import Bill, pool_options
 from ramo_ray.pipelines.overseer import Lost, Watched
 from ramo_ray.pipelines.tables import packed, postponed, unpacked
-from ramo_ray.settings import EngineSettings, GeneratorSettings
+from ramo_ray.settings import EngineSettings, GeneratorSettings, WriterSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,7 +108,7 @@ class ResponseWriter:
     def _prompt(self, group: Group, generator: GeneratorSettings) -> list[int] | str:
         """The prompt's token ids, or why it cannot be asked."""
         try:
-            prompt = encode_chat(self.tokenizer, _messages(group, generator), add_generation_prompt=True)
+            prompt = encode_chat(self.tokenizer, asked_messages(group["prompt"], generator), add_generation_prompt=True)
         except RolesError:
             return f"the chat template of {generator.name} does not take the prompt's order of roles"
         room = self.engine.context_length - generator.sampling.max_tokens
@@ -117,11 +117,11 @@ class ResponseWriter:
         return prompt
 
 
-def _messages(group: Group, generator: GeneratorSettings) -> list[Message]:
-    prompt: list[Message] = group["prompt"]
-    if generator.system is None or prompt[0]["role"] == "system":
+def asked_messages(prompt: Prompt, writer: WriterSettings) -> Prompt:
+    """What a writer is asked: the prompt, below its own system message if it has one and the prompt has none."""
+    if writer.system is None or prompt[0]["role"] == "system":
         return prompt
-    return [{"role": "system", "content": generator.system}, *prompt]
+    return [{"role": "system", "content": writer.system}, *prompt]
 
 
 def _conversation(group: Group, generator: GeneratorSettings, text: str) -> dict[str, Any]:

@@ -54,6 +54,14 @@ def test_an_interval_covers_what_it_shall() -> None:
     assert 180 <= covered <= 199
 
 
+def test_a_share_of_none_has_a_bound_all_the_same() -> None:
+    none = change([0.0] * 10, [0.0] * 10, 0, shares=True)
+    assert none is not None
+    assert none.before.value == none.after.value == 0
+    assert 0.2 < none.after.high < 0.4
+    assert (none.difference.low, none.difference.high) == (0, 0)
+
+
 def test_a_figure_that_is_missing_takes_its_pair_along() -> None:
     found = change([1.0, np.nan, 3.0], [2.0, 9.0, 6.0], 0)
     assert found is not None

@@ -140,6 +140,7 @@ def make_policy_change(random: np.random.Generator) -> PolicyChange:
         return PolicyMeasure(before=around(before), after=around(after), difference=around(after - before), count=24)
 
     return PolicyChange(
+        judge=Judge(engine="vllm", model="judges/one"),
         prompts=24,
         seen=6,
         same_answers=2,

@@ -166,6 +166,7 @@ def test_a_policy_before_and_after_is_told_in_numbers_and_its_answers_are_folded
     assert "−0.250 0.500 +0.750 +0.625 to +0.875 24" in seen
     assert "25.0% 37.5% +12.5 points 0.0 to +25.0 24" in seen
     assert "The policy was aligned on 6 of these prompts." in seen
+    assert "The judge was judges/one" in seen
     assert "Reward – before, +0.500 after" in seen
     for text in ("PROMPT-TEXT", "BEFORE-TEXT", "AFTER-TEXT"):
         assert text in page.all_text

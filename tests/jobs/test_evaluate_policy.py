@@ -13,12 +13,12 @@ from support import Setup, manifest
 from tiny import write_moved_model
 
 from jobs.evaluate_policy import EvaluatePolicyConfig, main
-from jobs.policy_scores import outcomes
+from jobs.policy_scores import outcomes, sort_out
 from jobs.reporting import write_report
 from ramo_ray.config import load
 from ramo_ray.core.records import Prompt, prompt_id
 from ramo_ray.core.refusals import refuses
-from ramo_ray.errors import ConfigError, ModelError
+from ramo_ray.errors import ConfigError, FingerprintError, ModelError, SourceError
 
 PROMPTS: list[Prompt] = [
     [{"role": "user", "content": f"Tell me about {thing}."}] for thing in ("bread", "maps", "kites", "lamps")
@@ -77,7 +77,8 @@ def aligned(model: Path, tmp_path: Path, *, by: float) -> Path:
     folder.mkdir()
     write_moved_model(model, folder / "model", by=by)
     (folder / "prompts.jsonl").write_text(json.dumps({"input": "", "label": json.dumps(SEEN)}) + "\n")
-    (folder / "config.json").write_text(json.dumps({"policy": str(model)}))
+    (folder / "config.json").write_text(json.dumps({"policy": str(model), "policy_revision": None}))
+    (folder / "manifest.json").write_text(json.dumps({"job": "train_policy"}))
     return folder / "model"
 
 
@@ -162,12 +163,48 @@ def test_what_does_not_belong_together_is_refused(
         evaluate(policy, "before.engine=scripted")
     with pytest.raises(ConfigError, match=r"`policy`: .* does not exist\. Run train_policy first"):
         evaluate(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"`before\.revision` = main, but .*Set before\.revision=null"):
+        evaluate(policy, "before.revision=main")
+    with pytest.raises(ModelError, match="is a language model, and a reward model has one output"):
+        evaluate(policy, f"reward_model={tiny_model}")
     with pytest.raises(ModelError, match="is no Rule Adapter but a language model"):
         evaluate(policy, f"adapter_model={tiny_model}")
     template = policy / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     with pytest.raises(ModelError, match="is no later state of that policy"):
         evaluate(policy)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_that_stopped_goes_on_with_what_it_was_made_of_only(
+    evaluate: Evaluate, long_context_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = aligned(long_context_model, tmp_path, by=0.02)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    # So short that the judge cannot read any of it.
+    words = ("max_bad_fraction=0.9", "judge.max_length=600")
+    with monkeypatch.context() as patched:
+        patched.setattr("jobs.label.main", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(policy, *words)
+    answers = tmp_path / "evaluation/parts/answers/manifest.json"
+    written = answers.read_text()
+    with pytest.raises(ConfigError, match="a run with other settings: unseen was True, is False"):
+        evaluate(policy, *words, "unseen=false")
+    prompts = tmp_path / "prompts.jsonl"
+    before = prompts.read_text()
+    prompts.write_text(before + json.dumps({"prompt": "Another one?"}) + "\n")
+    with pytest.raises(FingerprintError, match="holds answers of another origin: prompts was"):
+        evaluate(policy, *words)
+    prompts.write_text(before)
+    # No figure is of prompts that the judge gave no outcome on.
+    with pytest.raises(SourceError, match=r"no prompt is left.*too long for the judge"):
+        evaluate(policy, *words)
+    assert answers.read_text() == written
 
 
 @pytest.mark.slow
@@ -178,6 +215,25 @@ def test_prompts_that_the_policy_knows_are_not_what_it_is_measured_by(
     only.write_text(json.dumps({"prompt": SEEN}) + "\n")
     with pytest.raises(ConfigError, match=r"aligned on all 1 of them\. Give others, or set unseen=false"):
         evaluate(aligned(long_context_model, tmp_path, by=0.0), f"prompts={only}")
+
+
+def test_what_is_not_known_of_a_prompt_leaves_it_out_of_every_figure() -> None:
+    known = {"outcome": 1.0, "reward_before": 0.0, "reward_after": 1.0, "kl": 0.1}
+    rows = [
+        known | {"prompt_id": "a"},
+        known | {"prompt_id": "b", "outcome": None},
+        known | {"prompt_id": "c", "outcome": None},
+        known | {"prompt_id": "d", "reward_after": None},
+        known | {"prompt_id": "e", "kl": None},
+    ]
+    complete, bad = sort_out(rows, {"b": "too long for the adapter"})
+    assert complete == rows[:1]
+    assert [(row["id"], row["reason"].split(" (")[0]) for row in bad] == [
+        ("b", "too long for the adapter"),
+        ("c", "the judge gave no preference"),
+        ("d", "too long for the reward model"),
+        ("e", "too long for the policies' context"),
+    ]
 
 
 def test_an_outcome_is_a_win_of_whichever_side_the_policy_is_on() -> None:

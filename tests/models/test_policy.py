@@ -58,8 +58,8 @@ def test_a_policy_that_did_not_move_has_none(tiny_model: Path) -> None:
 
 
 def test_what_cannot_be_compared_is_refused(pair: PolicyPair, tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="513 tokens; the policies take 512"):
-        pair.divergence(Answered([5] * 500, [6] * 13))
+    assert pair.divergence(Answered([5] * 500, [6] * 13)) is None
+    assert pair.divergence(Answered([5] * 500, [6] * 12)) is not None
     other = tmp_path / "other"
     shutil.copytree(tiny_model, other)
     template = other / "chat_template.jinja"
