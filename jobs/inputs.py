@@ -23,11 +23,15 @@ SAMPLES = "samples"
 """As `prompts`: the prompts that the package carries."""
 
 
-class RuleStageConfig(StageConfig):
-    """What all stages that work with rules share."""
+class RuleConfig(PlacedConfig):
+    """What all jobs that work with rules share."""
 
     rules: str = ""
     """A rule pool in YAML. Empty: the paper's 100 rules."""
+
+
+class RuleStageConfig(RuleConfig, StageConfig):
+    """What all stages that work with rules share."""
 
 
 class SourceStageConfig(RuleStageConfig):
@@ -101,7 +105,7 @@ def _looks_local(path: str) -> bool:
     )
 
 
-def rule_pool(config: RuleStageConfig, r: int) -> RulePool:
+def rule_pool(config: RuleConfig, r: int) -> RulePool:
     """The configured pool, checked against the rule budget."""
     pool = load_pool(str(locate(config, "rules", config.rules)) if config.rules else "")
     pool.require(r)
@@ -134,9 +138,9 @@ def check_judge(judge: JudgeSettings, pool: RulePool) -> CheckedJudge:
         not as configured.
     """
     from ramo_ray.engines import check_engine
+    from ramo_ray.judging.prompts import JudgePrompts, by_chat, judge_origin
     from ramo_ray.models.resolve import identity, resolve
     from ramo_ray.models.templates import load_tokenizer
-    from ramo_ray.pipelines.prompts import JudgePrompts, by_chat, judge_origin
 
     check_engine(judge)
     refuse_relative_model(judge.model)

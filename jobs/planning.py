@@ -22,11 +22,11 @@ from jobs.stage import locate, read_json
 from ramo_ray.config import load
 from ramo_ray.engines import build_engine, radix
 from ramo_ray.errors import ConfigError
+from ramo_ray.judging.fitting import fit_or_cut
+from ramo_ray.judging.prompts import JudgePrompts, by_chat
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import load_tokenizer
-from ramo_ray.pipelines.fitting import fit_or_cut
 from ramo_ray.pipelines.grouping import make_group
-from ramo_ray.pipelines.prompts import JudgePrompts, by_chat
 from ramo_ray.pipelines.reading import count_rows
 from ramo_ray.pipelines.sources import Source, read_rows
 from ramo_ray.settings import ActorSettings, JudgeSettings, Split, SplitSettings

@@ -5,18 +5,27 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from jobs.display import console, heading
-from jobs.inputs import earlier
+from jobs.inputs import RuleConfig, check_judge, earlier, rule_pool
 from jobs.session import ray_session
-from jobs.stage import PlacedConfig, locate
+from jobs.stage import locate
 from ramo_ray.config import Config, run, validate
 from ramo_ray.errors import ServerError, StoppedError
-from ramo_ray.serving.settings import CalibrationSettings, LimitSettings, ReplicaSettings, ServingSettings
-from ramo_ray.settings import DType
+from ramo_ray.serving.settings import (
+    CalibrationSettings,
+    ExplainSettings,
+    LimitSettings,
+    ReplicaSettings,
+    ServingSettings,
+)
+from ramo_ray.settings import AdapterSettings, DType, JudgeSettings, SelectionSettings
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 APP = "ramo_reward"
 LOOK_S = 1.0
@@ -43,7 +52,7 @@ class HTTPSettings(Config):
         return self
 
 
-class ServeRewardConfig(PlacedConfig):
+class ServeRewardConfig(RuleConfig):
     job: ClassVar[str] = "serve_reward"
     model: str = ""
     """Folder of the reward model. Empty: what train_reward wrote in `run`."""
@@ -60,6 +69,13 @@ class ServeRewardConfig(PlacedConfig):
     """File of the bearer tokens that may ask, one a line; read again when it changes. On every node."""
     insecure: bool = False
     """Answer whoever asks. Without it, and without a token, nothing is served."""
+    explain: bool = False
+    """Have `/explain` say why a response is preferred: with the adapter below, and the judge. Takes a process more."""
+    adapter_model: str = ""
+    """Folder of the Rule Adapter. Empty: what train_adapter wrote in `run`."""
+    judge: JudgeSettings = JudgeSettings()
+    adapter: AdapterSettings = AdapterSettings()
+    selection: SelectionSettings = SelectionSettings()
     calibration: CalibrationSettings | None = None
     """Mean and deviation of rewards. Empty: those of evaluate_reward in `run`, if it is there."""
     limits: LimitSettings = LimitSettings()
@@ -75,7 +91,23 @@ def serving_settings(config: ServeRewardConfig) -> ServingSettings:
     if config.tokens_file:
         values["tokens_file"] = str(locate(config, "tokens_file", config.tokens_file))
     values["calibration"] = config.calibration or _measured(config)
+    if config.explain:
+        values["explain"] = _explaining(config)
     return validate(ServingSettings, values, "serve_reward")
+
+
+def _explaining(config: ServeRewardConfig) -> ExplainSettings:
+    """What explains, with the judge's route found where it is behind a server."""
+    pool = rule_pool(config, config.selection.r)
+    return ExplainSettings(
+        adapter_model=str(earlier(config, "adapter_model", config.adapter_model, config.run, "train_adapter/model")),
+        rules=str(locate(config, "rules", config.rules)) if config.rules else "",
+        judge=check_judge(config.judge, pool).settings,
+        adapter=config.adapter,
+        selection=config.selection,
+        num_cpus=config.judge.actors.num_cpus,
+        num_gpus=config.judge.actors.num_gpus,
+    )
 
 
 def _measured(config: ServeRewardConfig) -> CalibrationSettings | None:
@@ -97,10 +129,14 @@ def main(config: ServeRewardConfig) -> list[str]:
     """Serve the reward model until Ctrl-C or SIGTERM; what is under way then is answered first."""
     from ray import serve
 
+    from ramo_ray.serving.app import build_app
+
     heading("Reward endpoint")
     settings = serving_settings(config)
+    # It checks all that can be known before anything starts.
+    application = build_app(settings.model_dump(mode="json"))
     with ray_session(config.ray):
-        _serve(config, settings)
+        _serve(config.http, application)
         console.print(f"  ready: {address(config.http)}", soft_wrap=True, markup=False)
         if settings.insecure:
             console.print("  it answers whoever reaches the port (insecure=true)", markup=False)
@@ -122,15 +158,11 @@ def address(http: HTTPSettings) -> str:
     return f"{'https' if http.ssl_certfile else 'http'}://{host}:{http.port}"
 
 
-def _serve(config: ServeRewardConfig, settings: ServingSettings) -> None:
+def _serve(http: HTTPSettings, application: Application) -> None:
     from ray import serve
-
-    from ramo_ray.serving.app import build_app
 
     # It tells at each start that it has started, and that it is there already.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    application = build_app(settings.model_dump(mode="json"))
-    http = config.http
     serve.start(
         proxy_location="EveryNode" if http.every_node else "HeadOnly",
         http_options={

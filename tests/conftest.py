@@ -11,7 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tiny import write_tiny_model
+
+# A busy machine is no reason to fail, and a run of the suite repeats the last one's examples.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
 RAY_ENVIRONMENT = {
     # Ray Train looks after its workers every two seconds otherwise, which is most of what a small training takes.

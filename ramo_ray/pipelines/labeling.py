@@ -12,11 +12,12 @@ import numpy as np
 
 from ramo_ray.core.preference import aggregate, prefer
 from ramo_ray.core.selection import select_top
+from ramo_ray.judging.judge import Fault
 from ramo_ray.models.adapter import RuleAdapter, adapter_token_ids
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines.actors import pool_options
 from ramo_ray.pipelines.overseer import Lost, Watched
-from ramo_ray.pipelines.rating import Fault, rating_rows
+from ramo_ray.pipelines.rating import rating_rows
 from ramo_ray.pipelines.tables import packed, postponed, unpacked
 from ramo_ray.settings import AdapterSettings
 

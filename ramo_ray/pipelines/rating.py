@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from ramo_ray.core.rating import ratings_by_method
 from ramo_ray.core.records import Rating
 from ramo_ray.core.rules import make_pool
 from ramo_ray.engines import build_engine
-from ramo_ray.engines.base import MissingAnswersError
-from ramo_ray.errors import EngineError
+from ramo_ray.judging.judge import Conversation, Fault, Judge, Judged
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines.actors import Bill, pool_options
-from ramo_ray.pipelines.fitting import Fitted, fit, fit_or_cut
 from ramo_ray.pipelines.overseer import Lost, Watched
-from ramo_ray.pipelines.prompts import JudgePrompts
 from ramo_ray.pipelines.tables import packed, postponed, unpacked
 from ramo_ray.pipelines.telemetry import Telemetry
 from ramo_ray.settings import JudgeSettings
@@ -30,29 +25,12 @@ if TYPE_CHECKING:
     from ramo_ray.engines.base import Engine
 
 Group = dict[str, Any]
-NO_ANSWER = "the judge gave no answer"
 RATING_FIELDS = ("score", "p_yes", "p_no", "p_irrelevant", "label_mass")
 
 
 Asked = Literal["all_rules", "picked_rules"]
 TITLES: dict[Asked, str] = {"all_rules": "rating", "picked_rules": "labelling"}
 """What metrics and progress say of a stage."""
-
-
-class Fault(NamedTuple):
-    """Why a conversation has no ratings, and whether another try could not change that."""
-
-    reason: str
-    final: bool
-
-
-class Judged(NamedTuple):
-    """What became of a conversation; whether the judge read it in part; the calls and prompt tokens that it took."""
-
-    answer: list[Rating] | Fault
-    truncated: bool
-    calls: int
-    tokens: int
 
 
 def rate(groups: Dataset, judge: JudgeSettings, rules: Sequence[str], asked: Asked, overseer: Any) -> Dataset:
@@ -93,12 +71,10 @@ class RuleJudge:
     ) -> None:
         judge = JudgeSettings.model_validate(settings)
         self.watched = Watched(overseer, way=f"{judge.layout}/{judge.method}")
-        self.method = judge.method
-        self.fit = fit_or_cut if judge.too_long == "truncate_response" else fit
         path = resolve(judge.model, judge.revision)
         self.pool = make_pool("judge", list(rules), origin="rules")
         self.engine = engine or build_engine(judge, path)
-        self.prompts = JudgePrompts(load_tokenizer(path), judge, self.pool, bare=self.engine.applies_chat_template)
+        self.judge = Judge(judge, load_tokenizer(path), self.pool, self.engine)
         self.bill = Bill(self.engine)
         self.asked = asked
         self.telemetry = Telemetry(title or TITLES[asked]) if overseer is not None else None
@@ -161,65 +137,14 @@ class RuleJudge:
             for rules, conversation in zip(wanted, conversations, strict=True)
         ]
 
-    def _fitted(self, group: Group, place: int, rules: list[int]) -> Fitted:
-        response = group["conversations"][place]["response"]
-        return self.fit(self.prompts, group["prompt"], response, rules, self.engine.context_length)
-
     def _judged(self, jobs: Sequence[tuple[Group, int, list[int]]]) -> list[Judged]:
         """What becomes of some conversations of some groups."""
-        fitted = [self._fitted(group, place, asked) for group, place, asked in jobs]
-        count = self.prompts.answers.question_tokens
-        return [
-            Judged(answer, own.truncated, len(own.prompts), count(own.prompts))
-            for own, answer in zip(fitted, self._answers(fitted), strict=True)
-        ]
-
-    def _answers(self, fitted: Sequence[Fitted]) -> list[list[Rating] | Fault]:
-        """Ratings, or why there are none, for each conversation's prompts.
-
-        All conversations go to the engine at once. If it fails, each goes alone, so that one of them cannot take
-        the others along.
-        """
-        try:
-            rows = iter(self._ratings([prompt for own in fitted for prompt in own.prompts]))
-        except EngineError:
-            return [self._unfit(own) or self._alone(own.prompts) for own in fitted]
-        return [self._unfit(own) or _together(list(itertools.islice(rows, len(own.prompts)))) for own in fitted]
-
-    def _unfit(self, own: Fitted) -> Fault | None:
-        return Fault(own.fault, final=True) if own.fault else None
-
-    def _alone(self, prompts: list[list[int]]) -> list[Rating] | Fault:
-        try:
-            return _together(self._ratings(prompts))
-        except EngineError as error:
-            return Fault(f"{NO_ANSWER}: {error}", final=False)
-
-    def _ratings(self, prompts: list[list[int]]) -> list[Rating | str]:
-        """A rating of each prompt, or the reason why the engine has none."""
-        if not prompts:
-            return []
-        answers, reasons = self.prompts.answers, dict[int, str]()
-        try:
-            rows = self.engine.label_logprobs(answers.questions(prompts), self.prompts.labels)
-        except MissingAnswersError as missing:
-            rows = missing.logprobs
-            # Of the questions about one prompt, any without an answer leaves it without a rating.
-            reasons = {place // len(answers.prefixes): reason for place, reason in missing.reasons.items()}
-        known = [place for place in range(len(prompts)) if place not in reasons]
-        try:
-            ratings = dict(zip(known, ratings_by_method(self.method, answers.logprobs(rows)[known]), strict=True))
-        except ValueError as error:
-            raise EngineError(str(error)) from None
-        return [ratings[place] if place in ratings else reasons[place] for place in range(len(prompts))]
-
-
-def _together(rows: Sequence[Rating | str]) -> list[Rating] | Fault:
-    """A conversation's ratings, or the first reason why one is missing."""
-    reason = next((row for row in rows if isinstance(row, str)), None)
-    if reason:
-        return Fault(f"{NO_ANSWER}: {reason}", final=False)
-    return [row for row in rows if not isinstance(row, str)]
+        return self.judge.rate(
+            [
+                Conversation(group["prompt"], group["conversations"][place]["response"], rules)
+                for group, place, rules in jobs
+            ]
+        )
 
 
 def _set_ratings(conversation: dict[str, Any], rule_ids: list[str], ratings: Sequence[Rating]) -> None:

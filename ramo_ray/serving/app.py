@@ -12,7 +12,9 @@ from ramo_ray.serving.settings import ServingSettings
 if TYPE_CHECKING:
     from ray.serve import Application
 
-NAME = "ramo-reward"
+NAME, EXPLAINER = "ramo-reward", "ramo-explainer"
+ONE_AND_NEXT = 2
+"""Explanations under way: the one that is computed, and the next, at hand."""
 
 
 def build_app(args: Mapping[str, Any]) -> Application:
@@ -24,12 +26,24 @@ def build_app(args: Mapping[str, Any]) -> Application:
     """
     from ray import serve
 
+    from ramo_ray.serving.explain import Explainer
     from ramo_ray.serving.replica import Replica
 
     settings = validate(ServingSettings, dict(args), "build_app")
     _check(settings)
+    own: dict[str, Any] = settings.model_dump(mode="json")
+    explainer = []
+    if settings.explain is not None:
+        needs = {"num_cpus": settings.explain.num_cpus, "num_gpus": settings.explain.num_gpus}
+        deployed = serve.deployment(Explainer).options(
+            name=EXPLAINER,
+            ray_actor_options=needs,
+            max_ongoing_requests=ONE_AND_NEXT,
+            max_queued_requests=settings.explain.queued_requests,
+        )
+        explainer = [deployed.bind(own["explain"])]
     deployment = serve.deployment(serve.ingress(_asgi)(Replica))
-    bound: Application = deployment.options(name=NAME, **_options(settings)).bind(settings.model_dump(mode="json"))
+    bound: Application = deployment.options(name=NAME, **_options(settings)).bind(own, *explainer)
     return bound
 
 
@@ -50,6 +64,10 @@ def _check(settings: ServingSettings) -> None:
     folder = Path(settings.model)
     check_reward_model(folder)
     end_of_turn_id(load_tokenizer(folder))
+    if settings.explain is not None:
+        from ramo_ray.serving.explain import check_explain
+
+        check_explain(settings.explain)
 
 
 def _options(settings: ServingSettings) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Reader:
 
     def trio(self, trio: Trio) -> list[Row]:
         """Rows of both responses."""
-        prompt = _prompt(trio.prompt)
+        prompt = as_messages(trio.prompt)
         return [self._row(prompt, response, place) for place, response in enumerate((trio.response_a, trio.response_b))]
 
     def remote(self, asked: RemoteReward) -> list[Row]:
@@ -124,10 +124,11 @@ def _parts(item: Conversation) -> tuple[Prompt, str]:
     if item.messages is not None:
         return _plain(item.messages[:-1]), item.messages[-1].content
     assert item.prompt is not None and item.response is not None  # noqa: PT018 - the schema has made sure
-    return _prompt(item.prompt), item.response
+    return as_messages(item.prompt), item.response
 
 
-def _prompt(prompt: str | list[ChatMessage]) -> Prompt:
+def as_messages(prompt: str | list[ChatMessage]) -> Prompt:
+    """A prompt as messages."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _plain(prompt)
 
 

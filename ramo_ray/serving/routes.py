@@ -21,6 +21,7 @@ from ramo_ray.serving.schema import (
     ChatMessage,
     Classify,
     Comparison,
+    Explanation,
     RemoteReward,
     RemoteRewards,
     Reward,
@@ -89,6 +90,10 @@ def _add_own(app: FastAPI, service: Service) -> None:
         return Comparison(
             model=name, probability_a=_logistic(reward_a - reward_b), reward_a=reward_a, reward_b=reward_b
         )
+
+    @app.post("/explain", summary="The critical rules of a trio, the judge's scores on them, and the label")
+    async def explain(asked: Trio) -> Explanation:
+        return Explanation.model_validate(await service.explained(asked))
 
 
 def _add_foreign(app: FastAPI, service: Service) -> None:

@@ -105,6 +105,35 @@ class Comparison(BaseModel):
     reward_b: float
 
 
+class CriticalRule(BaseModel):
+    """A rule that the adapter picked for a trio, and what the judge says of both responses by it."""
+
+    index: int
+    """Place in the pool."""
+    id: str
+    text: str
+    probability: float
+    """That the rule is critical, by the adapter."""
+    score_a: float
+    """Score by `judge.method`: P(Yes) − P(No) in [−1, 1] with three labels."""
+    score_b: float
+
+
+class Explanation(BaseModel):
+    """Why a response is preferred: the critical rules, best first, and the label that they give."""
+
+    rules: list[CriticalRule]
+    phi_a: float
+    """φ of response A: the mean of its scores on these rules."""
+    phi_b: float
+    chosen_is: Literal["a", "b"]
+    margin: float
+    """φ of A less φ of B."""
+    tie: bool
+    truncated: bool
+    """Whether the judge read one of the responses only in part."""
+
+
 class RemoteReward(BaseModel):
     """What OpenRLHF asks: whole texts, the prompts that they begin with, and the prompts' messages as labels."""
 

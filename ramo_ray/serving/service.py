@@ -7,26 +7,29 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from ramo_ray.core.records import Message
 from ramo_ray.errors import EngineError
 from ramo_ray.serving.batcher import Batcher, BusyError
 from ramo_ray.serving.gate import Refused
-from ramo_ray.serving.reading import Reader, Row
+from ramo_ray.serving.reading import Reader, Row, as_messages
+from ramo_ray.serving.schema import Trio
 from ramo_ray.serving.scorer import RewardScorer
 from ramo_ray.serving.settings import ServingSettings
 
 T = TypeVar("T")
+Explain = Callable[[list[Message], str, str], Awaitable[dict[str, Any]]]
 WARM_TOKENS = (8, 64, 512)
 """Lengths of the rows that are scored before the first request: kernels are chosen then, and memory taken."""
-ROUTES = {"/reward", "/compare", "/get_reward", "/classify", "/score"}
+ROUTES = {"/reward", "/compare", "/explain", "/get_reward", "/classify", "/score"}
 """Those that are counted by name."""
 STUCK_S = 60.0
 """That a batch may take before the replica counts as broken."""
@@ -41,10 +44,15 @@ class Scored(NamedTuple):
 
 
 class Service:
-    """A reward model that answers requests. To be used within one event loop."""
+    """A reward model that answers requests. To be used within one event loop.
 
-    def __init__(self, settings: ServingSettings) -> None:
-        self.settings = settings
+    Args:
+        settings: what is served, and within which limits.
+        explainer: explains a prompt and two responses, as `Explainer.explain` does; None where nothing does.
+    """
+
+    def __init__(self, settings: ServingSettings, explainer: Explain | None = None) -> None:
+        self.settings, self.explainer = settings, explainer
         self.scorer = RewardScorer(
             Path(settings.model), dtype=settings.dtype, threads=settings.threads or os.cpu_count()
         )
@@ -97,6 +105,25 @@ class Service:
         if bad := [place for place, reward in enumerate(rewards) if not math.isfinite(reward)]:
             raise Refused(500, f"item {bad[0]}: the reward model gave no finite number.")
         return Scored(rewards, list(map(len, rows)))
+
+    async def explained(self, asked: Trio) -> dict[str, Any]:
+        """Why one of a trio's responses is preferred.
+
+        Raises:
+            Refused: nothing explains here, it cannot be read or explained, too much waits, or it took too long.
+        """
+        if self.explainer is None:
+            raise Refused(404, "nothing explains here: the endpoint was started without `explain`.")
+        await asyncio.get_running_loop().run_in_executor(self._reading, self.reader.trio, asked)
+        limit = self.settings.limits.seconds
+        try:
+            async with asyncio.timeout(limit):
+                found = await self.explainer(list(as_messages(asked.prompt)), asked.response_a, asked.response_b)
+        except TimeoutError:
+            raise Refused(503, f"no explanation within {limit:g} s.", limit) from None
+        if "error" in found:
+            raise Refused(422, found["error"])
+        return found
 
     def calibrated(self, reward: float) -> float | None:
         """A reward in deviations from the mean of labelled responses."""

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from ramo_ray.config import Config
-from ramo_ray.settings import DType
+from ramo_ray.settings import AdapterSettings, DType, JudgeSettings, SelectionSettings
 
 TURN_ENDS = (
     "<|im_end|>",
@@ -71,6 +71,23 @@ class CalibrationSettings(Config):
     deviation: PositiveFloat
 
 
+class ExplainSettings(Config):
+    """What `/explain` asks: the Rule Adapter picks rules, the judge rates both responses on them."""
+
+    adapter_model: str = Field(min_length=1)
+    """Folder of the Rule Adapter."""
+    rules: str = ""
+    """A rule pool in YAML. Empty: the paper's 100 rules."""
+    judge: JudgeSettings = JudgeSettings()
+    adapter: AdapterSettings = AdapterSettings()
+    selection: SelectionSettings = SelectionSettings()
+    num_cpus: NonNegativeFloat = 1.0
+    """Logical CPUs of the process that explains."""
+    num_gpus: NonNegativeFloat = 0.0
+    queued_requests: PositiveInt = 64
+    """Requests that wait for it; more are 503."""
+
+
 class ServingSettings(Config):
     """The arguments of `build_app`."""
 
@@ -92,6 +109,8 @@ class ServingSettings(Config):
     calibration: CalibrationSettings | None = None
     limits: LimitSettings = LimitSettings()
     replicas: ReplicaSettings = ReplicaSettings()
+    explain: ExplainSettings | None = None
+    """Empty: no `/explain`."""
 
     @model_validator(mode="after")
     def _guarded(self) -> ServingSettings:

@@ -37,10 +37,10 @@ from jobs.flow import Work, run_groups
 from jobs.session import set_up_ray_data
 from ramo_ray.core.rules import make_pool
 from ramo_ray.engines import build_engine
+from ramo_ray.judging.prompts import JudgePrompts
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.pipelines import rating
-from ramo_ray.pipelines.prompts import JudgePrompts
 from ramo_ray.pipelines.rating import RuleJudge
 from ramo_ray.settings import JudgeSettings
 

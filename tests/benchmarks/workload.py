@@ -13,8 +13,8 @@ from rich.table import Table
 
 from ramo_ray.core.records import Prompt
 from ramo_ray.core.rules import load_pool
+from ramo_ray.judging.prompts import JudgePrompts
 from ramo_ray.models.templates import load_tokenizer
-from ramo_ray.pipelines.prompts import JudgePrompts
 from ramo_ray.pipelines.sources import open_trios, read_rows
 from ramo_ray.settings import JudgeSettings, SourceSettings
 

@@ -13,9 +13,9 @@ from ramo_ray.engines import build_engine
 from ramo_ray.engines.base import Engine
 from ramo_ray.engines.transformers_engine import TransformersEngine
 from ramo_ray.engines.vllm_engine import CPU_BLOCK_SIZE, VLLMEngine
+from ramo_ray.judging.prompts import JudgePrompts
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import load_tokenizer
-from ramo_ray.pipelines.prompts import JudgePrompts
 from ramo_ray.pipelines.sources import open_trios, read_rows
 from ramo_ray.settings import EngineSettings, JudgeSettings, SourceSettings, VLLMSettings
 

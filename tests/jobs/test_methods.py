@@ -14,8 +14,8 @@ from jobs.label import LabelConfig, main
 from jobs.reporting import collect
 from ramo_ray.config import load
 from ramo_ray.core.rules import load_pool
+from ramo_ray.judging.prompts import JudgePrompts
 from ramo_ray.models.templates import load_tokenizer
-from ramo_ray.pipelines.prompts import JudgePrompts
 from ramo_ray.settings import SPLITS, JudgeSettings
 
 pytestmark = pytest.mark.slow

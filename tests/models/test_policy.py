@@ -29,7 +29,7 @@ def pair(moved_policy: Path, tiny_model: Path) -> PolicyPair:
     return PolicyPair(moved_policy, tiny_model)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(prompt=TOKENS, answer=TOKENS)
 def test_it_is_the_sum_of_the_divergences_at_each_token(
     pair: PolicyPair, moved_policy: Path, tiny_model: Path, prompt: list[int], answer: list[int]

@@ -133,7 +133,7 @@ def test_what_a_server_counts_is_charged_once(long_context_model: Path) -> None:
     judge, engine = made(ways_of(long_context_model)), Served()
     judge.bill = Bill(engine)
     for _, own, _ in judge.judges:
-        own.engine = engine
+        own.judge.engine = engine
     batches = [packed("groups", [group(name, ("Yes.", "No.")), group(f"no {name}", ("Yes.", "No."))]) for name in "ab"]
     rated = [one for batch in batches for one in unpacked(judge(batch))]
     assert engine.usage.requests > 0

@@ -15,8 +15,8 @@ from jobs.inputs import check_judge, reached
 from ramo_ray.core.prompts import RatingTemplate
 from ramo_ray.core.rules import make_pool
 from ramo_ray.errors import ConfigError, ServerError
+from ramo_ray.judging.prompts import JudgePrompts, judge_fingerprint
 from ramo_ray.models.templates import encode_chat, load_tokenizer
-from ramo_ray.pipelines.prompts import JudgePrompts, judge_fingerprint
 from ramo_ray.pipelines.rating import RuleJudge
 from ramo_ray.pipelines.tables import packed, unpacked
 from ramo_ray.settings import GeneratorSettings, JudgeSettings

@@ -12,8 +12,8 @@ import pytest
 from ramo_ray.core.candidates import Candidates
 from ramo_ray.core.rating import NUMBERS
 from ramo_ray.core.rules import make_pool
+from ramo_ray.judging.prompts import JudgePrompts
 from ramo_ray.models.templates import encode_text, load_tokenizer
-from ramo_ray.pipelines.prompts import JudgePrompts
 from ramo_ray.pipelines.rating import RuleJudge, rating_rows
 from ramo_ray.pipelines.tables import packed, table, unpacked
 from ramo_ray.settings import JudgeSettings

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from ramo_ray.judging import judge
 from ramo_ray.models.adapter import new_adapter
 from ramo_ray.models.templates import load_tokenizer
-from ramo_ray.pipelines import labeling, rating, responses
+from ramo_ray.pipelines import labeling, responses
 from ramo_ray.pipelines.labeling import RulePicker
 from ramo_ray.pipelines.rating import RuleJudge
 from ramo_ray.pipelines.responses import ResponseWriter
@@ -77,10 +78,10 @@ def test_texts_are_read_under_watch_only(actor: Any, stopping: bool, monkeypatch
 
         return call
 
-    for module, name in ((labeling, "adapter_token_ids"), (responses, "encode_chat"), (rating, "fit")):
+    for module, name in ((labeling, "adapter_token_ids"), (responses, "encode_chat"), (judge, "fit")):
         monkeypatch.setattr(module, name, noted(getattr(module, name)))
     if isinstance(actor, RuleJudge):
-        actor.fit = rating.fit
+        actor.judge.fit = judge.fit
     (found,) = unpacked(actor(packed("groups", [GROUP])))
     assert bool(found["postponed"]) == stopping
     assert watch.seen

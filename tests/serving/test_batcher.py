@@ -38,7 +38,7 @@ def batcher(score: Sums, batch_tokens: int = 20, queue_tokens: int = 10_000) -> 
     return Batcher(score, batch_tokens=batch_tokens, queue_tokens=queue_tokens)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(REQUESTS, st.integers(1, 30))
 def test_each_request_gets_its_own_rewards_in_order_and_each_row_is_scored_once(
     requests: list[list[list[int]]], batch_tokens: int

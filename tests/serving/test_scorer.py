@@ -29,7 +29,7 @@ def one_by_one(reward_model: Path) -> RewardModel:
     return RewardModel(reward_model)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=ROWS, prefix=st.lists(st.integers(3, 319), max_size=150))
 def test_a_reward_is_the_models_own_whatever_is_in_the_batch(
     scorer: RewardScorer, one_by_one: RewardModel, rows: list[list[int]], prefix: list[int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,13 +23,25 @@ import pytest
 from served import TOKEN
 from support import ROOT, all_gone, descendants, run, wait_until
 
+from jobs.serve_reward import ServeRewardConfig, main
 from ramo_ray.client import EndpointError, RewardClient
+from ramo_ray.config import load
+from ramo_ray.core.rules import load_pool
+from ramo_ray.errors import ConfigError, RamoError
+from ramo_ray.models.adapter import new_adapter
 from ramo_ray.models.reward import RewardModel
 from ramo_ray.models.templates import load_tokenizer, reward_token_ids
 from ramo_ray.ppo import reward_function
+from ramo_ray.serving.app import build_app
 
 pytestmark = pytest.mark.slow
 WORDS = "how do I lock a bicycle when it rains and the city is full of people who look".split()  # noqa: SIM905
+
+RULES = [
+    "Accept the response that is polite.",
+    "Accept the response that is short.",
+    "Accept the response that gives an example.",
+]
 
 
 class Served(NamedTuple):
@@ -54,7 +66,20 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def served(reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def explaining(long_context_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What makes an endpoint explain: three rules, an adapter of them and a judge."""
+    folder = tmp_path_factory.mktemp("explaining")
+    (folder / "rules.yaml").write_text(json.dumps({"rules": RULES}))
+    adapter = new_adapter(long_context_model, load_pool(str(folder / "rules.yaml")).ids)
+    adapter.save_pretrained(folder / "adapter")
+    load_tokenizer(long_context_model).save_pretrained(folder / "adapter")
+    words = [f"adapter_model={folder / 'adapter'}", f"rules={folder / 'rules.yaml'}", "adapter.max_length=500"]
+    judge = [f"judge.model={long_context_model}", "judge.actors.num_cpus=0.5", "judge.threads=1"]
+    return ["explain=true", "selection.r=2", *words, *judge]
+
+
+@pytest.fixture(scope="module")
+def served(reward_model: Path, explaining: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """`python -m jobs.serve_reward`, guarded by a token; ended by Ctrl-C, and nothing of it is left."""
     folder, port = tmp_path_factory.mktemp("served"), free_port()
     tokens = folder / "tokens"
@@ -62,6 +87,7 @@ def served(reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     (folder / "serve_reward.yaml").write_text("{}")
     words = [f"model={reward_model}", f"tokens_file={tokens}", f"http.port={port}", "threads=1"]
     words += ["ray.num_cpus=2", "ray.object_store_gib=0.2", "limits.body_seconds=2", "limits.queue_tokens=20000"]
+    words += [*explaining, "replicas.num_cpus=0.5"]
     command = [sys.executable, "-m", "jobs.serve_reward", str(folder), *words]
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # As where a shell runs the tests in its background; processes inherit it.
@@ -226,21 +252,45 @@ def test_bodies_that_are_too_long_or_torn_are_refused(served: Served) -> None:
 
 
 def test_what_cannot_be_served_is_refused_before_anything_starts(reward_model: Path, tiny_model: Path) -> None:
-    config = ROOT / "jobs" / "configs" / "laptop"
+    import ray
+
     for words, sentence in (
         ([f"model={reward_model}"], "nobody could ask: name a file of bearer tokens"),
         ([f"model={tiny_model}", "insecure=true"], "is a language model, and a reward model has one output"),
         ([f"model={reward_model}", "tokens_file=/nowhere/tokens"], "cannot be read: No such file"),
         (["model=/nowhere", "insecure=true"], "`model`: /nowhere does not exist"),
+        ([f"model={reward_model}", "insecure=true", "explain=true"], "`adapter_model` is missing"),
+        ([f"model={reward_model}", "insecure=true", "http.ssl_keyfile=key"], "belong together"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs.serve_reward", str(config), *words],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            env=os.environ | {"RAY_ADDRESS": ""},
-            timeout=60,
-        )
-        assert done.returncode == 2
-        assert sentence in done.stderr
-        assert "Traceback" not in done.stderr
+        with pytest.raises(RamoError, match=re.escape(sentence)):
+            main(load(ServeRewardConfig, ROOT / "jobs" / "configs" / "laptop", words))
+    assert not ray.is_initialized()
+
+
+def test_arguments_of_the_application_are_checked(reward_model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)replicas\.maxx.*max"):
+        build_app({"model": str(reward_model), "insecure": True, "replicas": {"maxx": 2}})
+    with pytest.raises(ConfigError, match="nobody could ask"):
+        build_app({"model": str(reward_model)})
+
+
+def test_a_trio_is_explained(served: Served) -> None:
+    known = {"authorization": f"Bearer {TOKEN}"}
+    trio = {"prompt": "How do I lock a bicycle?", "response_a": "Through the frame.", "response_b": "Do not."}
+    asked = ask(served, "POST", "/explain", json=trio, headers=known)
+    assert asked.status_code == 200, asked.text
+    found = asked.json()
+    assert len(found["rules"]) == 2
+    assert found["rules"][0]["probability"] >= found["rules"][1]["probability"]
+    assert {rule["text"] for rule in found["rules"]} < set(RULES)
+    for side in ("a", "b"):
+        scores = [rule[f"score_{side}"] for rule in found["rules"]]
+        assert all(-1 <= score <= 1 for score in scores)
+        assert found[f"phi_{side}"] == pytest.approx(sum(scores) / 2)
+    assert found["margin"] == pytest.approx(found["phi_a"] - found["phi_b"])
+    assert found["chosen_is"] == ("a" if found["margin"] > 0 else "b")
+    swapped = trio | {"response_a": trio["response_b"], "response_b": trio["response_a"]}
+    assert ask(served, "POST", "/explain", json=swapped, headers=known).status_code == 200
+    too_long = ask(served, "POST", "/explain", json=trio | {"response_a": "x" * 450}, headers=known)
+    assert too_long.status_code == 422
+    assert "the adapter reads 500" in too_long.json()["error"]

@@ -14,9 +14,9 @@ from ramo_ray.core.prompts import RatingTemplate
 from ramo_ray.core.records import Message
 from ramo_ray.core.rules import RulePool, load_pool, make_pool
 from ramo_ray.errors import LabelError
+from ramo_ray.judging.prompts import JudgePrompts, judge_fingerprint
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import encode_text, load_tokenizer
-from ramo_ray.pipelines.prompts import JudgePrompts, judge_fingerprint
 from ramo_ray.pipelines.sources import open_trios, read_rows
 from ramo_ray.settings import JudgeSettings, Method, SourceSettings
 

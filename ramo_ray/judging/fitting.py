@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ramo_ray.core.records import Prompt
+from ramo_ray.judging.prompts import JudgePrompts
 from ramo_ray.models.templates import token_ends
-from ramo_ray.pipelines.prompts import JudgePrompts
 
 _NOTHING_FITS = (
     "too long for the judge: nothing of the response fits beside {alone:,} tokens of prompt and rule, "

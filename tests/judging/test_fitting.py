@@ -13,10 +13,10 @@ from ramo_ray.core.prompts import RatingTemplate
 from ramo_ray.core.records import Message
 from ramo_ray.core.rules import RulePool, make_pool
 from ramo_ray.errors import ModelError
+from ramo_ray.judging.fitting import Fitted, fit, fit_or_cut
+from ramo_ray.judging.prompts import JudgePrompts
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import encode_text, load_tokenizer, token_ends
-from ramo_ray.pipelines.fitting import Fitted, fit, fit_or_cut
-from ramo_ray.pipelines.prompts import JudgePrompts
 from ramo_ray.settings import JudgeSettings
 
 pytestmark = pytest.mark.slow
