@@ -33,7 +33,7 @@ class FragileJudge(RuleJudge):
 
     def _answer(self, prompt: Any, labels: Any) -> Any:
         # Not by its tokens: they differ with what stands before them.
-        if POISON in self.prompts.tokenizer.decode(prompt):
+        if POISON in self.judge.prompts.tokenizer.decode(prompt):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.accident.exists():
             self.accident.unlink()
