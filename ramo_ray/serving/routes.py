@@ -12,11 +12,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from ramo_ray.serving.gate import Gate, Refused
+from ramo_ray.serving.page import page
 from ramo_ray.serving.schema import (
     ChatMessage,
     Classify,
@@ -126,6 +127,11 @@ def _add_foreign(app: FastAPI, service: Service) -> None:
 
 def _add_watched(app: FastAPI, service: Service) -> None:
     """The routes of those who watch the server."""
+
+    @app.get("/", summary="A page to compare two responses on", response_class=HTMLResponse)
+    async def start() -> HTMLResponse:
+        own = page()
+        return HTMLResponse(own.html, headers=own.headers)
 
     @app.get("/healthz", summary="Whether the replica works")
     async def healthz() -> dict[str, str]:

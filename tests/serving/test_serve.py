@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import httpx
 import psutil
 import pytest
+from browser import needs_chromium, opened
 from served import TOKEN
 from support import ROOT, all_gone, descendants, run, wait_until
 
@@ -232,6 +233,45 @@ def test_hostile_clients_harm_nobody_else(served: Served) -> None:
     assert b"408" in slow[0].recv(4096)
     for one in slow:
         one.close()
+
+
+async def compare_on_the_page(served: Served, token: str) -> dict[str, Any]:
+    """What a person sees who pastes three texts, and is told of on the console."""
+    texts = {"prompt": "How do I lock a bicycle?", "response-a": "Through the <b>frame</b>.", "response-b": "Do not."}
+    async with opened(served.url + "/") as tab:
+        for name, text in {**texts, "token": token}.items():
+            await tab.run(f"document.getElementById({name!r}).value = {text!r}")
+        await tab.run("document.getElementById('go').click()")
+        await tab.until(
+            "!document.getElementById('go').disabled && document.querySelector('#fault:not([hidden]), #rules td')"
+        )
+        shown = await tab.run("document.body.innerText")
+        loaded = await tab.run("performance.getEntriesByType('resource').map((one) => one.name)")
+        rules = await tab.run("[...document.querySelectorAll('#rules tr')].map((row) => row.cells[0].textContent)")
+        # Its policy forbids all else, which the page finds out by trying.
+        foreign = await tab.run("fetch('http://127.0.0.1:9/').then(() => 'reached', () => 'refused')")
+        bold = await tab.run("document.querySelectorAll('b').length")
+        return {"shown": shown, "loaded": loaded, "rules": rules, "foreign": foreign, "bold": bold, "told": tab.told}
+
+
+@needs_chromium
+def test_a_person_compares_two_responses_on_the_page(served: Served) -> None:
+    seen = asyncio.run(compare_on_the_page(served, TOKEN))
+    with RewardClient(served.url, TOKEN) as client:
+        own = client.compare("How do I lock a bicycle?", "Through the <b>frame</b>.", "Do not.")
+    better = "A" if own.probability_a >= 0.5 else "B"
+    share = max(own.probability_a, 1 - own.probability_a)
+    assert f"{better} is preferred, with probability {share:.3f}" in seen["shown"]
+    assert f"A: reward {own.reward_a:.3f}".replace("-", "\u2212") in seen["shown"]
+    assert len(seen["rules"]) == 2
+    assert set(seen["rules"]) < set(RULES)
+    assert {url.removeprefix(served.url) for url in seen["loaded"]} == {"/compare", "/explain"}
+    assert seen["foreign"] == "refused"
+    assert seen["bold"] == 0
+
+    refused = asyncio.run(compare_on_the_page(served, "not-the-token"))
+    assert "this token is not known here" in refused["shown"]
+    assert refused["rules"] == []
 
 
 def ask(served: Served, method: str, path: str, **more: Any) -> httpx.Response:
