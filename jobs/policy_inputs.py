@@ -13,6 +13,7 @@ from jobs.inputs import SAMPLES, sample_prompts, source_path
 from jobs.stage import StageConfig
 from ramo_ray.core.records import Prompt
 from ramo_ray.errors import ModelError, RolesError, SourceError
+from ramo_ray.models.reward import check_reward_model
 from ramo_ray.models.templates import encode_chat, end_of_turn_id, load_tokenizer, prompt_text, same_tokens
 from ramo_ray.ppo.settings import PPOSettings
 from ramo_ray.settings import SourceSettings
@@ -125,10 +126,7 @@ def check_reward(reward: Path, policy: Path) -> None:
         ModelError: another number of outputs, code of its own, or tokens that are not the policy's.
     """
     refuse_code("reward model", reward)
-    config = json.loads((reward / "config.json").read_text(encoding="utf-8"))
-    outputs = len(config.get("id2label", {"0": "", "1": ""}))
-    if outputs != 1:
-        raise ModelError(f"{reward}: has {outputs} outputs, and a reward model has one. Give a reward model's folder.")
+    check_reward_model(reward)
     if not same_tokens(load_tokenizer(policy), load_tokenizer(reward)):
         raise ModelError(
             f"{reward}: its tokenizer or chat template is not the policy's, so it would read other tokens than it was "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ramo_ray.errors import ModelError
-from ramo_ray.models.classifier import Classifier, load_classifier, new_classifier, saved_labels
+from ramo_ray.models.classifier import Classifier, load_classifier, new_classifier
 from ramo_ray.settings import DType
 
 LABELS = ("reward",)
@@ -25,11 +26,17 @@ def new_reward_model(path: Path, *, dtype: DType = "float32", seed: int = 0) -> 
 
 
 def check_reward_model(path: Path) -> None:
-    """Raise `ModelError` unless a folder's configuration is that of a classifier with one output. Loads no weights."""
-    labels = saved_labels(path)
-    if labels is None or len(labels) != 1:
-        found = "is a language model" if labels is None else f"has {len(labels)} outputs"
-        raise ModelError(f"{path}: {found}, and a reward model has one output. Give the `model` folder of one.")
+    """Raise `ModelError` unless a folder's configuration is that of a classifier with one output.
+
+    Loads neither weights nor transformers, which takes seconds.
+    """
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if not any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or []):
+        raise ModelError(f"{path}: is a language model, and a reward model has one output. Give the folder of one.")
+    # As transformers has it, a configuration that does not say has two.
+    outputs = len(config.get("id2label", ("0", "1")))
+    if outputs != 1:
+        raise ModelError(f"{path}: has {outputs} outputs, and a reward model has one. Give the folder of one.")
 
 
 def load_reward_model(path: Path, *, dtype: DType = "float32") -> Any:

@@ -84,9 +84,12 @@ def test_a_policy_that_cannot_chat_or_brings_code_is_refused(tmp_path: Path, tin
 
 
 def test_a_reward_model_of_other_outputs_code_or_tokens_is_refused(tmp_path: Path, tiny_model: Path) -> None:
-    one = {"id2label": {"0": "reward"}}
+    kind = {"architectures": ["LlamaForSequenceClassification"]}
+    one = kind | {"id2label": {"0": "reward"}}
+    with pytest.raises(ModelError, match="is a language model, and a reward model has one output"):
+        check_reward(tiny_model, tiny_model)
     check_reward(copy(tiny_model, tmp_path / "good", "config.json", **one), tiny_model)
-    three = copy(tiny_model, tmp_path / "three", "config.json", id2label={"0": "a", "1": "b", "2": "c"})
+    three = copy(tiny_model, tmp_path / "three", "config.json", **kind, id2label={"0": "a", "1": "b", "2": "c"})
     with pytest.raises(ModelError, match="has 3 outputs, and a reward model has one"):
         check_reward(three, tiny_model)
     with pytest.raises(ModelError, match="names code of its own"):
