@@ -11,7 +11,7 @@ if get_accelerator().device_name() == "cpu":
 endef
 export OPERATORS
 
-.PHONY: demo test test-fast check bench bench-exact bench-scale bench-chaos bench-ppo setup clean
+.PHONY: demo test test-fast check bench bench-exact bench-scale bench-chaos bench-ppo bench-serving setup clean
 
 demo: $(READY)  ## prompts to a reward model and a report, with the bundled models
 	@$(BIN)/python -m jobs.pipeline jobs/configs/laptop
@@ -43,6 +43,9 @@ bench-chaos: $(READY)  ## a driver killed at 20 random moments, and a row that k
 
 bench-ppo: $(READY)  ## 20 steps of PPO against a reward that counts a letter: 5 minutes
 	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/ppo.py
+
+bench-serving: $(READY)  ## rewards a second: our endpoint, OpenRLHF's and vLLM's: a quarter of an hour
+	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/serving.py
 
 setup: $(READY)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import psutil
@@ -89,6 +92,15 @@ def after(seconds: float) -> Callable[[], bool]:
     """A condition that comes true after some time."""
     end = time.monotonic() + seconds
     return lambda: time.monotonic() >= end
+
+
+def free_port() -> int:
+    """A port below those that Ray's workers take."""
+    for port in Random().sample(range(7000, 10_000), 100):
+        with socket.socket() as own, contextlib.suppress(OSError):
+            own.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 def rated_once(data: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from browser import needs_chromium, opened
 from served import TOKEN
-from support import ROOT, all_gone, descendants, run, wait_until
+from support import ROOT, all_gone, descendants, free_port, run, wait_until
 
 from jobs.serve_reward import ServeRewardConfig, main
 from ramo_ray.client import EndpointError, RewardClient
@@ -52,18 +52,6 @@ class Served(NamedTuple):
     tokens: Path
     model: Path
     process: subprocess.Popen[str]
-
-
-def free_port() -> int:
-    """A port below those that Ray's workers take."""
-    for port in Random().sample(range(7000, 10_000), 100):
-        with socket.socket() as own:
-            try:
-                own.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise OSError("no port is free")
 
 
 @pytest.fixture(scope="module")
