@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -12,10 +14,11 @@ from pydantic import Field, PositiveFloat, model_validator
 from jobs.display import console, heading
 from jobs.inputs import RuleConfig, check_judge, earlier, rule_pool
 from jobs.session import ray_session
-from jobs.stage import locate
+from jobs.stage import locate, read_json
 from ramo_ray.config import Config, run, validate
-from ramo_ray.errors import ServerError, StoppedError
+from ramo_ray.errors import ConfigError, ServerError, StoppedError
 from ramo_ray.serving.settings import (
+    TURN_ENDS,
     CalibrationSettings,
     ExplainSettings,
     LimitSettings,
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 APP = "ramo_reward"
 LOOK_S = 1.0
+SERVE_CONTROLLER_NAME, SERVE_NAMESPACE = "SERVE_CONTROLLER_ACTOR", "serve"
+"""What Serve's one actor is called in any cluster that has a Serve."""
 
 
 class HTTPSettings(Config):
@@ -76,6 +81,8 @@ class ServeRewardConfig(RuleConfig):
     judge: JudgeSettings = JudgeSettings()
     adapter: AdapterSettings = AdapterSettings()
     selection: SelectionSettings = SelectionSettings()
+    turn_ends: tuple[str, ...] = TURN_ENDS
+    """What policies end a turn with, beside all of the form `<|...|>`: taken off the answers given to `/get_reward`."""
     calibration: CalibrationSettings | None = None
     """Mean and deviation of rewards. Empty: those of evaluate_reward in `run`, if it is there."""
     limits: LimitSettings = LimitSettings()
@@ -85,12 +92,13 @@ class ServeRewardConfig(RuleConfig):
 
 def serving_settings(config: ServeRewardConfig) -> ServingSettings:
     """The arguments of the application, with what an earlier run has."""
-    shared = ("name", "dtype", "threads", "batch_tokens", "insecure", "limits", "replicas")
+    shared = ("name", "dtype", "threads", "batch_tokens", "insecure", "turn_ends", "limits", "replicas")
     values: dict[str, Any] = {key: getattr(config, key) for key in shared}
-    values["model"] = str(earlier(config, "model", config.model, config.run, "train_reward/model"))
+    model = earlier(config, "model", config.model, config.run, "train_reward/model")
+    values["model"] = str(model)
     if config.tokens_file:
         values["tokens_file"] = str(locate(config, "tokens_file", config.tokens_file))
-    values["calibration"] = config.calibration or _measured(config)
+    values["calibration"] = config.calibration or _measured(config, model)
     if config.explain:
         values["explain"] = _explaining(config)
     return validate(ServingSettings, values, "serve_reward")
@@ -110,13 +118,21 @@ def _explaining(config: ServeRewardConfig) -> ExplainSettings:
     )
 
 
-def _measured(config: ServeRewardConfig) -> CalibrationSettings | None:
-    """Where the rewards of the run's test pairs lie."""
+def evaluated_model(config: ServeRewardConfig) -> Path:
+    """The reward model whose rewards evaluate_reward has measured in `run`."""
+    folder = locate(config, "run", config.run)
+    named = read_json(folder / "evaluate_reward" / "config.json").get("model")
+    return locate(config, "model", named) if named else folder / "train_reward" / "model"
+
+
+def _measured(config: ServeRewardConfig, model: Path) -> CalibrationSettings | None:
+    """Where the rewards of the run's test pairs lie, if they are this model's."""
     import numpy as np
     import pyarrow.parquet as pq
 
     file = locate(config, "run", config.run) / "evaluate_reward" / "data" / "rewards.parquet" if config.run else Path()
-    if not file.is_file():
+    if not file.is_file() or evaluated_model(config).resolve() != model.resolve():
+        # Another model's rewards have another scale.
         return None
     table = pq.read_table(file, columns=["reward_chosen", "reward_rejected"])
     rewards = np.concatenate([table[side].drop_null().to_numpy() for side in table.column_names])
@@ -127,15 +143,13 @@ def _measured(config: ServeRewardConfig) -> CalibrationSettings | None:
 
 def main(config: ServeRewardConfig) -> list[str]:
     """Serve the reward model until Ctrl-C or SIGTERM; what is under way then is answered first."""
-    from ray import serve
-
     from ramo_ray.serving.app import build_app
 
     heading("Reward endpoint")
     settings = serving_settings(config)
     # It checks all that can be known before anything starts.
     application = build_app(settings.model_dump(mode="json"))
-    with ray_session(config.ray):
+    with ray_session(config.ray), _ended(config.replicas.drain_seconds):
         _serve(config.http, application)
         console.print(f"  ready: {address(config.http)}", soft_wrap=True, markup=False)
         if settings.insecure:
@@ -146,10 +160,33 @@ def main(config: ServeRewardConfig) -> list[str]:
                 _check_up()
         except (KeyboardInterrupt, StoppedError):
             console.print("  stopping: what is under way is answered first", markup=False)
-        finally:
-            # Serve itself may be others' too.
-            serve.delete(APP)
     return []
+
+
+@contextlib.contextmanager
+def _ended(drain_seconds: float) -> Iterator[None]:
+    """Take the application away in the end, however far it came. Serve itself may be others' too."""
+    from ray import serve
+
+    try:
+        yield
+    finally:
+        if _running():
+            serve.delete(APP, _blocking=False)
+            end = time.monotonic() + drain_seconds + LOOK_S
+            while APP in serve.status().applications and time.monotonic() < end:
+                time.sleep(LOOK_S / 5)
+
+
+def _running() -> bool:
+    """Whether there is a Serve in this cluster."""
+    import ray
+
+    try:
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True
 
 
 def address(http: HTTPSettings) -> str:
@@ -163,20 +200,27 @@ def _serve(http: HTTPSettings, application: Application) -> None:
 
     # It tells at each start that it has started, and that it is there already.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(
-        proxy_location="EveryNode" if http.every_node else "HeadOnly",
-        http_options={
-            "host": http.host,
-            "port": http.port,
-            "request_timeout_s": http.timeout_s,
-            "ssl_certfile": http.ssl_certfile or None,
-            "ssl_keyfile": http.ssl_keyfile or None,
-        },
-    )
+    if _running():
+        raise ConfigError(
+            "this cluster has a Serve already, whose address and TLS are not ours to set. Deploy to it with "
+            "`serve run ramo_ray.serving.app:build_app`, or end it with `serve shutdown`."
+        )
     try:
+        serve.start(
+            proxy_location="EveryNode" if http.every_node else "HeadOnly",
+            http_options={
+                "host": http.host,
+                "port": http.port,
+                "request_timeout_s": http.timeout_s,
+                "ssl_certfile": http.ssl_certfile or None,
+                "ssl_keyfile": http.ssl_keyfile or None,
+            },
+        )
         serve.run(application, name=APP, route_prefix="/")
-    except RuntimeError as error:
-        raise ServerError(f"the endpoint did not start: {_why() or error}") from None
+    except (RuntimeError, TimeoutError, ValueError) as error:
+        raise ServerError(
+            f"the endpoint did not start on {http.host}:{http.port}: {_why() or ' '.join(str(error).split())[:500]}"
+        ) from None
 
 
 def _why() -> str:

@@ -50,7 +50,7 @@ class RewardClient:
 
     Args:
         url: address of the endpoint, with no path or with that under which it is served.
-        token: a bearer token of the endpoint's.
+        token: a bearer token of the endpoint's; empty takes the password of `url`, if it has one.
         timeout_s: of one request.
         patience_s: how long a request is made again while the endpoint is busy, away or about to end.
         clock, sleep: time, as tests have it.
@@ -64,13 +64,14 @@ class RewardClient:
         timeout_s: float = 150.0,
         patience_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
     ) -> None:
         self.address = urlsplit(url)
         if self.address.scheme not in ("http", "https") or not self.address.hostname:
             raise ValueError(f"{url!r} is no http address; give one like http://127.0.0.1:8000")
-        self.token, self.timeout_s, self.patience_s = token, timeout_s, patience_s
-        self.clock, self.sleep = clock, sleep
+        self.token, self.timeout_s, self.patience_s = token or self.address.password, timeout_s, patience_s
+        self._stopped = threading.Event()
+        self.clock, self.sleep = clock, sleep or self._stopped.wait
         self._own = threading.local()
         self._open: set[http.client.HTTPConnection] = set()
         self._lock = threading.Lock()
@@ -106,7 +107,7 @@ class RewardClient:
                 status, headers, reply = self._once(path, content)
             except (OSError, http.client.HTTPException) as error:
                 self._drop()
-                fault = EndpointError(f"{self.address.netloc} does not answer: {type(error).__name__}")
+                fault = EndpointError(f"{self.address.hostname} does not answer: {type(error).__name__}")
                 wait = 0.0
             else:
                 if status == 200:
@@ -119,7 +120,7 @@ class RewardClient:
             # By chance in part, so that those who failed together do not return together.
             wait = max(wait, pause) * random.uniform(1.0, 1.5)
             pause = min(2 * pause, LONGEST_PAUSE_S)
-            if self.clock() + wait > end:
+            if self._stopped.is_set() or self.clock() + wait > end:
                 raise fault
             self.sleep(wait)
 
@@ -150,6 +151,10 @@ class RewardClient:
         with self._lock:
             self._open.discard(connection)
         connection.close()
+
+    def stop(self) -> None:
+        """Have no thread ask again: what is under way ends as it will."""
+        self._stopped.set()
 
     def close(self) -> None:
         """Close the connections of all threads."""

@@ -168,10 +168,19 @@ def test_a_file_is_rewarded_row_by_row_and_taken_up_where_it_stood(file: Path, m
         # As a kill leaves it.
         with output.open("a") as torn:
             torn.write('{"line": 9')
+        unchanged = file.read_text()
+        file.write_text(unchanged.replace('"xx"', '"yy"'))
+        other = CliRunner().invoke(app, words)
+        assert isinstance(other.exception, ConfigError)
+        assert "has rewards of another pairs.jsonl (line 2 differs)" in str(other.exception)
+        file.write_text(unchanged)
         endpoint.gone_after, endpoint.asked = None, []
         ended = CliRunner().invoke(app, [*words[:-1], "4"])
         asked = [item for items in endpoint.asked for item in items if len(items) > 1]
+        # Only what has no reward is asked for again.
+        endpoint.asked = []
         finished = CliRunner().invoke(app, words)
+        assert sum(len(items) for items in endpoint.asked if len(items) == 1) == 3
     assert isinstance(ended.exception, TooManyBadRowsError)
     assert isinstance(finished.exception, TooManyBadRowsError)
     found = rewards_of(output)
@@ -187,7 +196,28 @@ def test_what_cannot_be_read_or_written_is_refused(file: Path, tmp_path: Path) -
     missing = CliRunner().invoke(app, ["reward", "http://127.0.0.1:9", str(tmp_path / "none.jsonl")])
     assert isinstance(missing.exception, SourceError)
     foreign = tmp_path / "foreign.jsonl"
-    foreign.write_text('{"other": 1}\n')
-    refused = CliRunner().invoke(app, ["reward", "http://127.0.0.1:9", str(file), "--output", str(foreign)])
-    assert isinstance(refused.exception, ConfigError)
-    assert foreign.read_text() == '{"other": 1}\n'
+    for text in ('{"other": 1}\n', '{"other": 1}', "notes\nmore", '{"line": 1}\n'):
+        foreign.write_text(text)
+        refused = CliRunner().invoke(app, ["reward", "http://127.0.0.1:9", str(file), "--output", str(foreign)])
+        assert isinstance(refused.exception, ConfigError)
+        assert foreign.read_text() == text
+
+
+def test_a_token_may_stand_in_the_address_and_is_never_told() -> None:
+    endpoint = Endpoint()
+    with serving(endpoint) as url, RewardClient(url.replace("http://", f"http://any:{TOKEN}@")) as own:
+        assert own.rewards([{"response": "x"}]) == [1.0]
+    assert endpoint.tokens == [f"Bearer {TOKEN}"]
+    with pytest.raises(EndpointError) as away:
+        client(url.replace("http://", f"http://any:{TOKEN}@"), Time(), patience_s=1).rewards([{}])
+    assert TOKEN not in str(away.value)
+
+
+def test_a_client_that_is_stopped_asks_no_more() -> None:
+    endpoint = Endpoint()
+    endpoint.faults = [(503, {})] * 50
+    with serving(endpoint) as url, RewardClient(url) as own:
+        threading.Timer(0.3, own.stop).start()
+        with pytest.raises(EndpointError, match="503"):
+            own.rewards([{}])
+    assert len(endpoint.faults) >= 48

@@ -35,12 +35,17 @@ class BusyError(RamoError):
         return f"busy: ask again in {self.seconds:.0f} s, or ask for less at a time."
 
 
+class TooLargeError(RamoError):
+    """A request of more tokens than may ever wait of one."""
+
+
 class _Asked:
     """A request's rows, those not yet scored, and where their rewards go."""
 
     def __init__(self, rows: Sequence[Sequence[int]]) -> None:
         self.rows = rows
         self.waiting = deque(range(len(rows)))
+        self.tokens = sum(map(len, rows))
         self.missing = len(rows)
         self.rewards = np.empty(len(rows), dtype=np.float32)
         self.done: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
@@ -56,17 +61,20 @@ class Batcher:
     Args:
         score: rows to rewards, in order. Called in one thread only.
         batch_tokens: most tokens of a batch; a longer row is one of its own.
-        queue_tokens: most tokens that wait; what would exceed them is refused.
+        queue_tokens: most tokens that wait; what would exceed them is refused. Requests of more than a batch have half
+            of it, so that there is always room for the others.
 
     Attributes:
         waiting: tokens that wait.
         scored: rows that were scored since the start, in so many `batches`, within `busy_s` seconds.
+        failures: batches in a row that failed.
     """
 
     def __init__(self, score: Score, *, batch_tokens: int, queue_tokens: int) -> None:
         self._score = score
         self.batch_tokens, self.queue_tokens = batch_tokens, queue_tokens
-        self.waiting = self.scored = self.batches = 0
+        self.waiting = self.scored = self.batches = self.failures = 0
+        self._large = 0
         self.busy_s = 0.0
         self._rate = 0.0
         self._asked: deque[_Asked] = deque()
@@ -78,14 +86,18 @@ class Batcher:
 
         Raises:
             BusyError: too much waits already; it says after how many seconds to ask again.
+            TooLargeError: it is more than may ever wait of one request.
         """
         if not rows:
             return np.empty(0, dtype=np.float32)
-        tokens = sum(map(len, rows))
-        if self.waiting and self.waiting + tokens > self.queue_tokens:
+        asked, half = _Asked(rows), self.queue_tokens // 2
+        large = asked.tokens if asked.tokens > self.batch_tokens else 0
+        if large > max(half, self.batch_tokens):
+            raise TooLargeError(f"a request of {asked.tokens:,} tokens; {half:,} fit. Ask for less at a time.")
+        if self.waiting + asked.tokens > self.queue_tokens or (self._large and self._large + large > half and large):
             raise BusyError(self.seconds_waiting)
-        asked = _Asked(rows)
-        self.waiting += tokens
+        self.waiting += asked.tokens
+        self._large += large
         self._asked.append(asked)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
@@ -93,6 +105,7 @@ class Batcher:
             return await asked.done
         finally:
             self.waiting -= sum(len(rows[place]) for place in asked.waiting)
+            self._large -= large
             asked.waiting.clear()
 
     @property
@@ -101,23 +114,33 @@ class Batcher:
         return max(LEAST_WAIT_S, self.waiting / self._rate if self._rate else LEAST_WAIT_S)
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         while batch := self._next_batch():
-            rows = [asked.rows[place] for asked, place in batch]
-            started = time.perf_counter()
-            try:
-                found = await loop.run_in_executor(self._thread, self._score, rows)
-            except Exception as error:  # noqa: BLE001 - it is raised where the rewards are waited for
-                for asked in {id(asked): asked for asked, _ in batch}.values():
-                    if asked.wanted:
-                        asked.done.set_exception(error)
+            if await self._scored(batch) is None:
                 continue
-            self._account(rows, time.perf_counter() - started)
-            for (asked, place), reward in zip(batch, found, strict=True):
-                asked.rewards[place] = reward
-                asked.missing -= 1
-                if not asked.missing and asked.wanted:
-                    asked.done.set_result(asked.rewards)
+            # One of them took the others along: each request's rows alone.
+            for asked in {id(asked): asked for asked, _ in batch}.values():
+                own = [(one, place) for one, place in batch if one is asked and one.wanted]
+                error = await self._scored(own) if own else None
+                if error is not None and asked.wanted:
+                    asked.done.set_exception(error)
+
+    async def _scored(self, batch: Sequence[tuple[_Asked, int]]) -> Exception | None:
+        """Score rows, and give their requests what they wait for; or the error."""
+        rows = [asked.rows[place] for asked, place in batch]
+        started = time.perf_counter()
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._thread, self._score, rows)
+        except Exception as error:  # noqa: BLE001 - it is raised where the rewards are waited for
+            self.failures += 1
+            return error
+        self.failures = 0
+        self._account(rows, time.perf_counter() - started)
+        for (asked, place), reward in zip(batch, found, strict=True):
+            asked.rewards[place] = reward
+            asked.missing -= 1
+            if not asked.missing and asked.wanted:
+                asked.done.set_result(asked.rewards)
+        return None
 
     def _account(self, rows: Sequence[Sequence[int]], seconds: float) -> None:
         rate = sum(map(len, rows)) / max(seconds, 1e-6)

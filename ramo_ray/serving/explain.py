@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ramo_ray.core.rules import RulePool, load_pool
 from ramo_ray.core.selection import select_top
 from ramo_ray.engines import build_engine
 from ramo_ray.errors import RolesError
-from ramo_ray.judging.judge import Conversation, Fault, Judge
+from ramo_ray.judging.judge import NO_ANSWER, Conversation, Fault, Judge
 from ramo_ray.models.adapter import RuleAdapter, adapter_token_ids, check_adapter
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import load_tokenizer
@@ -30,7 +30,14 @@ WARM: Prompt = [Message(role="user", content="How do I lock a bicycle?")]
 
 
 class UnexplainedError(Exception):
-    """A trio that adapter or judge cannot read, or gave no answer on. Holds nothing of its texts."""
+    """A trio that adapter or judge cannot read, or gave no answer on. Holds nothing of its texts.
+
+    `again` says whether another try may be answered.
+    """
+
+    def __init__(self, sentence: str, *, again: bool = False) -> None:
+        super().__init__(sentence)
+        self.again = again
 
 
 class Explainer:
@@ -39,7 +46,8 @@ class Explainer:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         own = ExplainSettings.model_validate(settings)
         self.settings, self.pool = own, load_pool(own.rules)
-        self.lock = threading.Lock()
+        # One at a time; what waits, and is not waited for any more, is dropped.
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="explain")
         adapter, judge = Path(own.adapter_model), resolve(own.judge.model, own.judge.revision)
         threads = own.adapter.threads or os.cpu_count()
         self.adapter = RuleAdapter(adapter, self.pool.ids, dtype=own.adapter.dtype, threads=threads)
@@ -52,24 +60,27 @@ class Explainer:
         """The critical rules of a trio, best first, with both responses' scores, φ, and the label.
 
         Returns:
-            As `schema.Explanation` has it; or `error` with a sentence, where there is none.
+            As `schema.Explanation` has it; or `error` with a sentence, where there is none, and whether to try `again`.
         """
         messages = [Message(role=one["role"], content=one["content"]) for one in prompt]
         try:
-            return await asyncio.to_thread(self._explained, messages, response_a, response_b)
+            return await asyncio.get_running_loop().run_in_executor(
+                self.thread, self._explained, messages, response_a, response_b
+            )
         except UnexplainedError as error:
-            return {"error": str(error)}
+            return {"error": str(error), "again": error.again}
 
     def _explained(self, prompt: Prompt, response_a: str, response_b: str) -> dict[str, Any]:
-        with self.lock:
-            rules, probabilities = self._critical(prompt, response_a, response_b)
-            # In the pool's order, as everywhere that ratings are asked for.
-            asked = sorted(rules)
-            both = self.judge.rate([Conversation(prompt, response, asked) for response in (response_a, response_b)])
+        rules, probabilities = self._critical(prompt, response_a, response_b)
+        # In the pool's order, as everywhere that ratings are asked for.
+        asked = sorted(rules)
+        both = self.judge.rate([Conversation(prompt, response, asked) for response in (response_a, response_b)])
         rows: list[list[Rating]] = []
         for one in both:
             if isinstance(one.answer, Fault):
-                raise UnexplainedError(f"{one.answer.reason}.")
+                # Why an engine fails is its log's to tell.
+                reason = one.answer.reason if one.answer.final else NO_ANSWER
+                raise UnexplainedError(f"{reason}.", again=not one.answer.final)
             rows.append(one.answer)
         a, b = ({rule: rating.score for rule, rating in zip(asked, row, strict=True)} for row in rows)
         scores = np.array([[side[rule] for rule in rules] for side in (a, b)])
@@ -110,9 +121,6 @@ class Explainer:
         (picked,) = select_top(logits, self.settings.selection.r)
         probabilities = 1 / (1 + np.exp(-logits[0][picked].astype(np.float64)))
         return [int(rule) for rule in picked], probabilities.tolist()
-
-    def check_health(self) -> None:
-        """Called by Serve now and then."""
 
 
 def check_explain(settings: ExplainSettings) -> RulePool:

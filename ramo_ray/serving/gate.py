@@ -27,6 +27,8 @@ OPEN = ("/", "/healthz", "/readyz", "/openapi.json")
 """Paths that need no token: they tell nothing of anybody's texts, and do no work."""
 ID_HEADER = b"x-request-id"
 MOST_ID = 128
+LENGTH = "ramo_body_length"
+"""Where a request's scope says how long its body is."""
 logger = logging.getLogger(__name__)
 
 
@@ -69,6 +71,7 @@ class Gate:
         try:
             self._check(scope, headers)
             body = await self._body(headers, receive)
+            scope[LENGTH] = len(body)
             await self.app(scope, _once(body, receive), reply)
         except Refused as refused:
             if not status:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,21 @@ from ramo_ray.serving.schema import ChatMessage, Classify, Conversation, RemoteR
 from ramo_ray.serving.settings import ServingSettings
 
 Row = list[int]
+TOKEN_FORM = r"<[|\uff5c][^<>\s]{1,40}[|\uff5c]>"
+"""How most models spell their control tokens."""
+TAIL = 24
+"""Characters by which a prompt's end is known."""
 ROLES = ("system", "user", "assistant")
 
 
 class Reader:
     """Owns the reward model's tokenizer. Every fault is a `Refused` that names the item by its place."""
 
-    def __init__(self, settings: ServingSettings, context_length: int) -> None:
-        self.limits, self.ends = settings.limits, settings.turn_ends
+    def __init__(self, settings: ServingSettings, context_length: int, vocabulary: int) -> None:
+        self.limits, self.vocabulary = settings.limits, vocabulary
+        ends = "|".join([TOKEN_FORM, *map(re.escape, settings.turn_ends)])
+        # Some templates put a line's end behind the turn's, and some models end more than once.
+        self.ends = re.compile(rf"(?:(?:{ends})\s*)+\Z")
         self.tokenizer = load_tokenizer(Path(settings.model))
         self.most = min(self.limits.tokens, context_length)
 
@@ -41,7 +50,7 @@ class Reader:
         self._check_count(len(asked.query))
         given = zip(asked.query, asked.prompts, asked.labels, strict=True)
         return [
-            self._row(_messages_of(label, place), self._response(query, prompt, place), place)
+            self._row(_messages_of(label, place), self._response(query, prompt, place), place, written=True)
             for place, (query, prompt, label) in enumerate(given)
         ]
 
@@ -69,10 +78,11 @@ class Reader:
         if count > self.limits.items:
             raise Refused(413, f"{count:,} items; {self.limits.items:,} fit into one request.")
 
-    def _row(self, prompt: Prompt, response: str, place: int) -> Row:
+    def _row(self, prompt: Prompt, response: str, place: int, *, written: bool = False) -> Row:
+        """Of a response that a policy has `written`, whatever it is, as it has to have a reward."""
         for text in (*(message["content"] for message in prompt), response):
-            self._check_text(text, place)
-        if not response.strip():
+            self._check_text(text, place, written=written)
+        if not response.strip() and not written:
             raise Refused(422, f"item {place}: the response is empty.")
         return self._fitting(lambda: reward_token_ids(self.tokenizer, prompt, response), place)
 
@@ -81,9 +91,8 @@ class Reader:
         return self._fitting(lambda: list(self.tokenizer(text, verbose=False)["input_ids"]), place)
 
     def _ids(self, ids: Sequence[int], place: int) -> Row:
-        vocabulary = len(self.tokenizer)
-        if not all(0 <= number < vocabulary for number in ids):
-            raise Refused(422, f"item {place}: token ids lie outside 0 to {vocabulary - 1:,}.")
+        if not all(0 <= number < self.vocabulary for number in ids):
+            raise Refused(422, f"item {place}: token ids lie outside 0 to {self.vocabulary - 1:,}.")
         return self._fitting(lambda: list(ids), place)
 
     def _fitting(self, read: Callable[[], Row], place: int) -> Row:
@@ -101,23 +110,33 @@ class Reader:
             raise Refused(413, f"item {place}: {len(row):,} tokens; the reward model reads {self.most:,} here.")
         return row
 
-    def _check_text(self, text: str, place: int) -> None:
+    def _check_text(self, text: str, place: int, *, written: bool = False) -> None:
         if len(text) > self.limits.text_chars:
             raise Refused(413, f"item {place}: a text of {len(text):,} characters; {self.limits.text_chars:,} fit.")
         try:
             text.encode()
         except UnicodeEncodeError:
             raise Refused(422, f"item {place}: a text holds half a surrogate pair, which is no character.") from None
-        if "\0" in text:
+        if "\0" in text and not written:
             raise Refused(422, f"item {place}: a text holds a NUL character.")
 
     def _response(self, query: str, prompt: str, place: int) -> str:
-        if not query.startswith(prompt):
-            raise Refused(422, f"item {place}: `query` does not begin with its prompt.")
-        response = query[len(prompt) :]
-        # Some templates put a line's end behind the turn's.
-        ended = response.rstrip()
-        return next((ended[: -len(end)] for end in self.ends if ended.endswith(end)), response)
+        # Decoded from token ids, a text may have other white space, and its characters may be composed.
+        composed = (unicodedata.normalize("NFC", prompt), unicodedata.normalize("NFC", query))
+        for begun, whole in ((prompt, query), composed):
+            end = _end_of(begun, whole)
+            if end is not None:
+                return self.ends.sub("", whole[end:])
+        raise Refused(422, f"item {place}: `query` does not begin with its prompt.")
+
+
+def _end_of(prompt: str, query: str) -> int | None:
+    """Where a query's prompt ends: if it does not stand there as it is, its last words are looked for nearby."""
+    if query.startswith(prompt):
+        return len(prompt)
+    tail, slack = prompt[-TAIL:], max(64, len(prompt) // 4)
+    first = query.rfind(tail, max(0, len(prompt) - slack - len(tail)), len(prompt) + slack) if tail.strip() else -1
+    return first + len(tail) if first >= 0 else None
 
 
 def _parts(item: Conversation) -> tuple[Prompt, str]:

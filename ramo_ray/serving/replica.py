@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +43,15 @@ def _asking(explainer: DeploymentHandle) -> Explain:
     from ray.serve.exceptions import BackPressureError
 
     async def ask(prompt: list[Message], response_a: str, response_b: str) -> dict[str, Any]:
+        asked = explainer.explain.remote(prompt, response_a, response_b)
         try:
-            return dict(await explainer.explain.remote(prompt, response_a, response_b))
+            return dict(await asked)
         except BackPressureError:
             raise Refused(503, "too many explanations wait.", BUSY_S) from None
+        except asyncio.CancelledError:
+            # Nobody waits for it any more.
+            asked.cancel()
+            raise
 
     return ask
 

@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from ramo_ray.serving.gate import Gate, Refused
+from ramo_ray.serving.gate import LENGTH, Gate, Refused
 from ramo_ray.serving.page import page
 from ramo_ray.serving.schema import (
     ChatMessage,
@@ -81,20 +81,20 @@ def _add_own(app: FastAPI, service: Service) -> None:
     name, reader = service.settings.name, service.reader
 
     @app.post("/reward", summary="Rewards of one conversation, or of many")
-    async def reward(asked: RewardRequest) -> Rewards:
-        found = await service.rewards(reader.conversations, asked.conversations)
+    async def reward(asked: RewardRequest, request: Request) -> Rewards:
+        found = await service.rewards(reader.conversations, asked.conversations, request.scope[LENGTH])
         return Rewards(model=name, rewards=[_reward(service, *one) for one in zip(*found, strict=True)])
 
     @app.post("/compare", summary="The probability that response A is preferred")
-    async def compare(asked: Trio) -> Comparison:
-        reward_a, reward_b = (await service.rewards(reader.trio, asked)).rewards
+    async def compare(asked: Trio, request: Request) -> Comparison:
+        reward_a, reward_b = (await service.rewards(reader.trio, asked, request.scope[LENGTH])).rewards
         return Comparison(
             model=name, probability_a=_logistic(reward_a - reward_b), reward_a=reward_a, reward_b=reward_b
         )
 
     @app.post("/explain", summary="The critical rules of a trio, the judge's scores on them, and the label")
-    async def explain(asked: Trio) -> Explanation:
-        return Explanation.model_validate(await service.explained(asked))
+    async def explain(asked: Trio, request: Request) -> Explanation:
+        return Explanation.model_validate(await service.explained(asked, request.scope[LENGTH]))
 
 
 def _add_foreign(app: FastAPI, service: Service) -> None:
@@ -102,13 +102,13 @@ def _add_foreign(app: FastAPI, service: Service) -> None:
     name, reader = service.settings.name, service.reader
 
     @app.post("/get_reward", summary="OpenRLHF's remote reward")
-    async def get_reward(asked: RemoteReward) -> RemoteRewards:
-        found = (await service.rewards(reader.remote, asked)).rewards
+    async def get_reward(asked: RemoteReward, request: Request) -> RemoteRewards:
+        found = (await service.rewards(reader.remote, asked, request.scope[LENGTH])).rewards
         return RemoteRewards(rewards=found, scores=found, extra_logs={})
 
     @app.post("/classify", summary="vLLM's classification, with the reward as its one class")
-    async def classify(asked: Classify) -> dict[str, Any]:
-        found = await service.rewards(reader.classified, asked)
+    async def classify(asked: Classify, request: Request) -> dict[str, Any]:
+        found = await service.rewards(reader.classified, asked, request.scope[LENGTH])
         data = [
             {"index": place, "label": name, "probs": [_activated(reward, asked.use_activation)], "num_classes": 1}
             for place, reward in enumerate(found.rewards)
@@ -116,8 +116,8 @@ def _add_foreign(app: FastAPI, service: Service) -> None:
         return _listed("classify", name, data, found)
 
     @app.post("/score", summary="vLLM's scores of pairs, each a prompt and its response")
-    async def score(asked: Score) -> dict[str, Any]:
-        found = await service.rewards(reader.scored, asked)
+    async def score(asked: Score, request: Request) -> dict[str, Any]:
+        found = await service.rewards(reader.scored, asked, request.scope[LENGTH])
         data = [
             {"index": place, "object": "score", "score": _activated(reward, asked.use_activation)}
             for place, reward in enumerate(found.rewards)
@@ -159,7 +159,8 @@ def _tell_faults(app: FastAPI) -> None:
             return _reply(400, NO_JSON)
         # Of what pydantic says, neither the input nor a name that is not ours.
         where = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in NAMES) or "the body"
-        return _reply(422, f"{where}: {first['msg'].removeprefix('Value error, ')}.")
+        status = 413 if first["type"] == "too_long" else 422
+        return _reply(status, f"{where}: {first['msg'].removeprefix('Value error, ')}.")
 
     @app.exception_handler(HTTPException)
     async def no_route(_: Request, error: HTTPException) -> JSONResponse:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, PlainValidator, model_validator
+
+T = TypeVar("T")
+MOST_ITEMS = 10_000
+"""Entries of any list of a request. What is checked of a body is checked while others wait."""
 
 PROMPT, ANSWER, OTHER = "How do I lock a bicycle?", "Through the frame, to something fixed.", "Do not."
 
 
 def _example(value: dict[str, Any], *, strict: bool = True) -> ConfigDict:
     return ConfigDict(extra="forbid" if strict else "ignore", json_schema_extra={"examples": [value]})
+
+
+# One fault is all that is told of a list, and all that is looked for.
+Items = Annotated[list[T], FailFast(), Field(min_length=1, max_length=MOST_ITEMS)]
 
 
 class ChatMessage(BaseModel):
@@ -22,7 +30,7 @@ class ChatMessage(BaseModel):
     content: str
 
 
-Prompt = str | Annotated[list[ChatMessage], Field(min_length=1)]
+Prompt = str | Items[ChatMessage]
 """A user's text, or a dialogue up to the response."""
 
 
@@ -30,7 +38,7 @@ class Conversation(BaseModel):
     """A dialogue whose last turn is the assistant's: `messages`, or `prompt` and `response`."""
 
     model_config = _example({"prompt": PROMPT, "response": ANSWER})
-    messages: Annotated[list[ChatMessage], Field(min_length=2)] | None = None
+    messages: Items[ChatMessage] | None = None
     prompt: Prompt | None = None
     response: str | None = None
 
@@ -45,7 +53,7 @@ class Conversation(BaseModel):
             raise ValueError("give `messages`, or `prompt` and `response`")
         if self.messages is not None and pair != (None, None):
             raise ValueError("give either `messages`, or `prompt` and `response`, not both")
-        if self.messages is not None and self.messages[-1].role != "assistant":
+        if self.messages is not None and (len(self.messages) < 2 or self.messages[-1].role != "assistant"):
             raise ValueError("the last message must be the assistant's, whose reward is asked for")
 
 
@@ -53,7 +61,7 @@ class RewardRequest(Conversation):
     """One conversation, or many as `items`."""
 
     model_config = _example({"items": [{"prompt": PROMPT, "response": ANSWER}]})
-    items: Annotated[list[Conversation], Field(min_length=1)] | None = None
+    items: Items[Conversation] | None = None
 
     def _check_form(self) -> None:
         if self.items is None:
@@ -145,9 +153,9 @@ class RemoteReward(BaseModel):
         },
         strict=False,
     )
-    query: Annotated[list[str], Field(min_length=1)]
-    prompts: list[str]
-    labels: list[str | list[ChatMessage]]
+    query: Items[str]
+    prompts: Items[str]
+    labels: Items[str | Items[ChatMessage]]
     """The messages of each prompt, or their JSON: the reward model's own template is put around them."""
 
     @model_validator(mode="after")
@@ -166,13 +174,39 @@ class RemoteRewards(BaseModel):
     extra_logs: dict[str, list[float]]
 
 
+def _input(value: Any) -> Any:
+    """A text, texts, token ids, or lists of them: what its first entry is, all must be."""
+    if not isinstance(value, list):
+        if not isinstance(value, str) or not value:
+            raise ValueError("`input` is a text, a list of texts, token ids, or a list of those, and not empty")
+        return value
+    kind = type(value[0]) if value else None
+    if kind is list:
+        if len(value) > MOST_ITEMS or not all(type(row) is list and row and _are(row, int) for row in value):
+            raise ValueError(f"`input` has a list of something else than token ids, or over {MOST_ITEMS:,} lists")
+    elif kind not in (str, int) or not _are(value, kind) or (kind is str and len(value) > MOST_ITEMS):
+        raise ValueError(f"`input` is empty, mixed, or has over {MOST_ITEMS:,} texts")
+    return value
+
+
+def _are(values: list[Any], kind: type) -> bool:
+    return all(type(value) is kind for value in values)
+
+
+Input = Annotated[
+    str | list[str] | list[int] | list[list[int]],
+    # A union would try each of them, and tell of each entry of each.
+    PlainValidator(_input, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]
+
+
 class Classify(BaseModel):
     """What vLLM's clients ask a classifier: texts that are templated already, or token ids, or messages."""
 
     model_config = _example({"model": "reward", "input": [PROMPT]}, strict=False)
     model: str | None = None
-    input: str | list[str] | list[int] | list[list[int]] | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    input: Input | None = None
+    messages: Items[ChatMessage] | None = None
     use_activation: bool | None = None
     """Whether the reward goes through the logistic function, as vLLM does with one class unless told otherwise."""
 
@@ -180,8 +214,6 @@ class Classify(BaseModel):
     def _one_form(self) -> Classify:
         if (self.input is None) == (self.messages is None):
             raise ValueError("give `input`, or `messages`")
-        if self.input in ([], ""):
-            raise ValueError("`input` is empty")
         return self
 
 
@@ -190,10 +222,10 @@ class Score(BaseModel):
 
     model_config = _example({"model": "reward", "text_1": PROMPT, "text_2": [ANSWER, OTHER]}, strict=False)
     model: str | None = None
-    text_1: str | list[str] | None = None
-    text_2: str | list[str] | None = None
-    queries: str | list[str] | None = None
-    documents: str | list[str] | None = None
+    text_1: str | Items[str] | None = None
+    text_2: str | Items[str] | None = None
+    queries: str | Items[str] | None = None
+    documents: str | Items[str] | None = None
     use_activation: bool | None = None
 
     def pairs(self) -> list[tuple[str, str]]:

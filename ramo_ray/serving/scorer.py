@@ -61,6 +61,7 @@ class RewardScorer:
 
     Attributes:
         context_length: longest row in tokens.
+        vocabulary: token ids that the model knows, from 0.
         computed: tokens that went through the model since the start.
 
     Raises:
@@ -80,6 +81,7 @@ class RewardScorer:
         if model.device.type == "cpu":
             pack_linears(model.base_model)
         self.context_length = int(model.config.max_position_embeddings)
+        self.vocabulary = int(model.get_input_embeddings().num_embeddings)
         self.tree = _TreeOfRewards(_AtEnds(model))
         self.lock = threading.Lock()
 

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from ramo_ray.core.records import Message
 from ramo_ray.errors import EngineError
-from ramo_ray.serving.batcher import Batcher, BusyError
+from ramo_ray.serving.batcher import Batcher, BusyError, TooLargeError
 from ramo_ray.serving.gate import Refused
 from ramo_ray.serving.reading import Reader, Row, as_messages
 from ramo_ray.serving.schema import Trio
@@ -31,8 +31,12 @@ WARM_TOKENS = (8, 64, 512)
 """Lengths of the rows that are scored before the first request: kernels are chosen then, and memory taken."""
 ROUTES = {"/reward", "/compare", "/explain", "/get_reward", "/classify", "/score"}
 """Those that are counted by name."""
-STUCK_S = 60.0
-"""That a batch may take before the replica counts as broken."""
+STUCK, FAILURES = 2.0, 5
+"""When a replica counts as broken: deadlines that a batch has taken, and batches that failed in a row."""
+SHORT = 16_384
+"""Bytes of a body whose texts are read at once."""
+LONG_BODIES = 4
+"""Of the longest kind, that may wait to be read."""
 logger = logging.getLogger(__name__)
 
 
@@ -56,8 +60,9 @@ class Service:
         self.scorer = RewardScorer(
             Path(settings.model), dtype=settings.dtype, threads=settings.threads or os.cpu_count()
         )
-        self.reader = Reader(settings, self.scorer.context_length)
-        self._reading = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self.reader = Reader(settings, self.scorer.context_length, self.scorer.vocabulary)
+        self._short, self._long = (ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("short", "long"))
+        self._long_bytes = 0
         self._batch_began: float | None = None
         self.batcher = Batcher(
             self._score, batch_tokens=settings.batch_tokens, queue_tokens=settings.limits.queue_tokens
@@ -84,29 +89,44 @@ class Service:
         finally:
             self._batch_began = None
 
-    async def rewards(self, read: Callable[[T], list[Row]], asked: T) -> Scored:
-        """Rewards of what was asked.
+    async def rewards(self, read: Callable[[T], list[Row]], asked: T, length: int) -> Scored:
+        """Rewards of what was asked by a body of so many bytes.
 
         Raises:
             Refused: it cannot be read, too much waits, it took too long, or a reward is not finite.
         """
         if self.closing:
             raise Refused(503, "this replica is about to end.", 1)
-        rows = await asyncio.get_running_loop().run_in_executor(self._reading, read, asked)
         try:
             async with asyncio.timeout(self.settings.limits.seconds):
+                rows = await self._read(read, asked, length)
                 found = await self.batcher.rewards(rows)
         except BusyError as busy:
             raise Refused(429, str(busy), busy.seconds) from None
+        except TooLargeError as large:
+            raise Refused(413, str(large)) from None
         except TimeoutError:
             seconds = self.settings.limits.seconds
             raise Refused(503, f"no answer within {seconds:g} s; the work was dropped.", seconds) from None
         rewards = found.tolist()
         if bad := [place for place, reward in enumerate(rewards) if not math.isfinite(reward)]:
-            raise Refused(500, f"item {bad[0]}: the reward model gave no finite number.")
+            raise Refused(422, f"item {bad[0]}: the reward model gives no finite number for it.")
         return Scored(rewards, list(map(len, rows)))
 
-    async def explained(self, asked: Trio) -> dict[str, Any]:
+    async def _read(self, read: Callable[[T], list[Row]], asked: T, length: int) -> list[Row]:
+        """Tokens of what was asked. Long requests queue apart, bounded, so that short ones need not wait for them."""
+        loop = asyncio.get_running_loop()
+        if length <= SHORT:
+            return await loop.run_in_executor(self._short, read, asked)
+        if self._long_bytes and self._long_bytes + length > self.settings.limits.body_bytes * LONG_BODIES:
+            raise BusyError(self.batcher.seconds_waiting)
+        self._long_bytes += length
+        try:
+            return await loop.run_in_executor(self._long, read, asked)
+        finally:
+            self._long_bytes -= length
+
+    async def explained(self, asked: Trio, length: int) -> dict[str, Any]:
         """Why one of a trio's responses is preferred.
 
         Raises:
@@ -114,15 +134,17 @@ class Service:
         """
         if self.explainer is None:
             raise Refused(404, "nothing explains here: the endpoint was started without `explain`.")
-        await asyncio.get_running_loop().run_in_executor(self._reading, self.reader.trio, asked)
         limit = self.settings.limits.seconds
         try:
             async with asyncio.timeout(limit):
+                await self._read(self.reader.trio, asked, length)
                 found = await self.explainer(list(as_messages(asked.prompt)), asked.response_a, asked.response_b)
         except TimeoutError:
             raise Refused(503, f"no explanation within {limit:g} s.", limit) from None
+        except BusyError as busy:
+            raise Refused(429, str(busy), busy.seconds) from None
         if "error" in found:
-            raise Refused(422, found["error"])
+            raise Refused(503, found["error"], limit) if found["again"] else Refused(422, found["error"])
         return found
 
     def calibrated(self, reward: float) -> float | None:
@@ -131,16 +153,19 @@ class Service:
         return None if scale is None else (reward - scale.mean) / scale.deviation
 
     def check(self) -> None:
-        """Raise `EngineError` if a batch has been under way for too long."""
-        began = self._batch_began
-        if began is not None and time.monotonic() - began > STUCK_S:
-            raise EngineError(f"a batch has been under way for over {STUCK_S:g} s.")
+        """Raise `EngineError` if a batch has been under way for too long, or all of late have failed."""
+        began, stuck = self._batch_began, STUCK * self.settings.limits.seconds
+        if began is not None and time.monotonic() - began > stuck:
+            raise EngineError(f"a batch has been under way for over {stuck:g} s.")
+        if self.batcher.failures >= FAILURES:
+            raise EngineError(f"the last {self.batcher.failures} batches have failed.")
 
     async def close(self) -> None:
         """Finish what was asked, and end the threads."""
         self.closing = True
         await self.batcher.close()
-        self._reading.shutdown()
+        self._short.shutdown()
+        self._long.shutdown()
 
 
 class Meters:

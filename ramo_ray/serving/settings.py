@@ -9,16 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from ramo_ray.config import Config
 from ramo_ray.settings import AdapterSettings, DType, JudgeSettings, SelectionSettings
 
-TURN_ENDS = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|end_of_turn|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "<|end|>",
-    "</s>",
-    "<eos>",
-)
+TURN_ENDS = ("</s>", "<eos>", "<end_of_turn>")
 
 
 class LimitSettings(Config):
@@ -28,7 +19,7 @@ class LimitSettings(Config):
     """Of one request's body; more is 413."""
     text_chars: PositiveInt = 200_000
     """Of one message, prompt or response; more is 413."""
-    items: PositiveInt = 1_024
+    items: Annotated[int, Field(ge=1, le=10_000)] = 1_024
     """Conversations of one request; more is 413."""
     tokens: PositiveInt = 4_096
     """Of one conversation, beside the model's context; more is 413."""
@@ -54,8 +45,8 @@ class ReplicaSettings(Config):
     """Requests that a replica takes at a time; more wait at the proxy."""
     queued_requests: PositiveInt = 2_048
     """Requests that wait at a proxy; more are 503."""
-    drain_seconds: PositiveFloat = 30.0
-    """That a replica which is to end has for what is under way."""
+    drain_seconds: PositiveFloat = 150.0
+    """That a replica which is to end has for what is under way: no less than `limits.seconds`."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ReplicaSettings:
@@ -105,7 +96,7 @@ class ServingSettings(Config):
     insecure: bool = False
     """Answer whoever asks. Without it, and without a token, nothing is served."""
     turn_ends: tuple[Annotated[str, Field(min_length=1)], ...] = TURN_ENDS
-    """What policies end a turn with: taken off the answers that `/get_reward` is given."""
+    """What policies end a turn with, beside all of the form `<|...|>`: taken off the answers given to `/get_reward`."""
     calibration: CalibrationSettings | None = None
     limits: LimitSettings = LimitSettings()
     replicas: ReplicaSettings = ReplicaSettings()
@@ -114,6 +105,11 @@ class ServingSettings(Config):
 
     @model_validator(mode="after")
     def _guarded(self) -> ServingSettings:
+        if self.replicas.drain_seconds < self.limits.seconds:
+            raise ValueError(
+                f"replicas.drain_seconds ({self.replicas.drain_seconds:g}) is less than limits.seconds "
+                f"({self.limits.seconds:g}), so a replica that ends would cut answers off; raise it."
+            )
         if not self.tokens_file and not self.insecure:
             raise ValueError(
                 "nobody could ask: name a file of bearer tokens in `tokens_file`, or set insecure=true to answer "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
+import logging
 import time
 from pathlib import Path
 
 from ramo_ray.errors import ConfigError
 
+logger = logging.getLogger(__name__)
 SHORTEST = 16
 """Characters of a token. What can be guessed is none."""
 LOOK_S = 1.0
@@ -19,7 +20,9 @@ LOOK_S = 1.0
 class TokenFile:
     """The tokens of a file, one a line; empty lines and those that begin with # are left out.
 
-    A file that is gone or spoilt while the server runs leaves the tokens as they were last.
+    While the server runs, a token that leaves the file is known no more, at once; a line that is too short for one is
+    left out, with a warning. A file that cannot be read leaves the tokens as they were, with a warning. Replace it
+    whole (`mv`), rather than write into it.
 
     Raises:
         ConfigError: the file cannot be read, holds no token, or one that is too short.
@@ -28,8 +31,15 @@ class TokenFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stamp = self._stamped()
-        self._tokens = self._read()
-        self._looked = time.monotonic()
+        self._tokens, short = self._read()
+        if short:
+            raise ConfigError(
+                f"`tokens_file` = {path}: line {short[0]} has fewer than {SHORTEST} characters; make a token with "
+                "`python -c 'import secrets; print(secrets.token_urlsafe())'`."
+            )
+        if not self._tokens:
+            raise ConfigError(f"`tokens_file` = {path}: holds no token; write one a line.")
+        self._looked, self._gone = time.monotonic(), False
 
     def allows(self, authorization: str) -> bool:
         """Whether a request's Authorization header holds one of the tokens.
@@ -48,12 +58,20 @@ class TokenFile:
         self._looked = now
         try:
             stamp = self._stamped()
-            if stamp != self._stamp:
-                self._tokens = self._read()
-                self._stamp = stamp
-        except ConfigError:
-            # Perhaps it is being written.
+            if stamp == self._stamp:
+                return
+            self._tokens, short = self._read()
+        except ConfigError as error:
+            if not self._gone:
+                logger.warning("%s The tokens of before stay.", error)
+            self._gone = True
             return
+        self._stamp, self._gone = stamp, False
+        logger.warning(
+            "tokens were read again: %d of them%s",
+            len(self._tokens),
+            f"; too short to be one: lines {', '.join(map(str, short))}" if short else "",
+        )
 
     def _stamped(self) -> tuple[int, int, int]:
         try:
@@ -62,20 +80,16 @@ class TokenFile:
             raise ConfigError(f"`tokens_file` = {self.path}: cannot be read: {error.strerror}.") from None
         return found.st_mtime_ns, found.st_size, found.st_ino
 
-    def _read(self) -> list[bytes]:
+    def _read(self) -> tuple[list[bytes], list[int]]:
+        """The tokens, and the numbers of lines that are too short for one."""
         try:
             lines = self.path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"`tokens_file` = {self.path}: cannot be read: {type(error).__name__}.") from None
-        tokens = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
-        if not tokens:
-            raise ConfigError(f"`tokens_file` = {self.path}: holds no token; write one a line.")
-        if short := [number for number, token in enumerate(tokens, 1) if len(token) < SHORTEST]:
-            raise ConfigError(
-                f"`tokens_file` = {self.path}: token {short[0]} has fewer than {SHORTEST} characters; make one with "
-                "`python -c 'import secrets; print(secrets.token_urlsafe())'`."
-            )
-        return [token.encode() for token in tokens]
+        given = {number: line.strip() for number, line in enumerate(lines, 1)}
+        tokens = {number: text for number, text in given.items() if text and not text.startswith("#")}
+        long = [text.encode() for text in tokens.values() if len(text) >= SHORTEST]
+        return long, [number for number, text in tokens.items() if len(text) < SHORTEST]
 
 
 def _token_of(authorization: str) -> str:
@@ -85,6 +99,7 @@ def _token_of(authorization: str) -> str:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(rest.strip(), validate=True).decode("utf-8").partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
+            # No base64, not even its characters, or no UTF-8.
             return ""
     return ""

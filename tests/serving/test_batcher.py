@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ramo_ray.errors import EngineError
-from ramo_ray.serving.batcher import Batcher, BusyError
+from ramo_ray.serving.batcher import Batcher, BusyError, TooLargeError
 
 REQUESTS = st.lists(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), max_size=8), min_size=1, max_size=9)
 
@@ -107,22 +107,61 @@ def test_what_would_wait_too_long_is_refused_with_the_time_to_ask_again() -> Non
 
     async def ask() -> None:
         own = batcher(score, queue_tokens=100)
-        # Where nothing waits, even what exceeds the queue alone is taken.
-        first = asyncio.create_task(own.rewards([[1] * 20] * 8))
+        first = asyncio.create_task(own.rewards([[1] * 20]))
         await asyncio.to_thread(score.began.wait)
+        small = [asyncio.create_task(own.rewards([[1] * 10])) for _ in range(10)]
+        await asyncio.sleep(0)
         with pytest.raises(BusyError) as busy:
             await own.rewards([[1]])
         assert busy.value.seconds >= 1
         assert "ask again in" in str(busy.value)
         score.let_go.set()
-        assert len(await first) == 8
+        assert len(await first) == 1
+        assert len(await asyncio.gather(*small)) == 10
         assert (await own.rewards([[1]])).tolist() == [1]
 
     asyncio.run(ask())
 
 
+def test_requests_of_many_batches_leave_room_for_the_others() -> None:
+    score = Sums(held=True)
+
+    async def ask() -> None:
+        own = batcher(score, queue_tokens=100)
+        with pytest.raises(TooLargeError, match="a request of 60 tokens; 50 fit"):
+            await own.rewards([[1] * 20] * 3)
+        first = asyncio.create_task(own.rewards([[1] * 20] * 2))
+        await asyncio.to_thread(score.began.wait)
+        with pytest.raises(BusyError):
+            await own.rewards([[2] * 20] * 2)
+        others = [asyncio.create_task(own.rewards([[3] * 10])) for _ in range(8)]
+        await asyncio.sleep(0)
+        score.let_go.set()
+        await asyncio.gather(first, *others)
+        assert len(await own.rewards([[2] * 20] * 2)) == 2
+
+    asyncio.run(ask())
+
+
+def test_a_row_that_fails_takes_only_its_own_request_along() -> None:
+    def score(rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        if any(row[0] == 13 for row in rows):
+            raise EngineError("no number")
+        return np.array([sum(row) for row in rows], dtype=np.float32)
+
+    async def ask() -> None:
+        own = Batcher(score, batch_tokens=100, queue_tokens=1000)
+        found = await asyncio.gather(*(own.rewards([[n], [n]]) for n in (11, 12, 13, 14)), return_exceptions=True)
+        assert isinstance(found.pop(2), EngineError)
+        assert [one.tolist() for one in found] == [[11, 11], [12, 12], [14, 14]]
+        assert own.failures == 0
+
+    asyncio.run(ask())
+
+
 def test_a_fault_reaches_those_who_wait_and_the_next_are_served() -> None:
-    faults = [EngineError("no number"), TypeError("a defect")]
+    # Each batch twice: with all of its rows, and each request's alone.
+    faults = [EngineError("no number")] * 2 + [TypeError("a defect")] * 2
 
     def score(rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         if faults:
@@ -135,7 +174,8 @@ def test_a_fault_reaches_those_who_wait_and_the_next_are_served() -> None:
             await own.rewards([[1] * 10, [2] * 10])
         with pytest.raises(TypeError, match="a defect"):
             await own.rewards([[1]])
+        assert own.failures > 0
         assert (await own.rewards([[1]])).tolist() == [0]
-        assert own.waiting == 0
+        assert (own.waiting, own.failures) == (0, 0)
 
     asyncio.run(ask())

@@ -6,19 +6,24 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+import unicodedata
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 from served import TOKEN, settings_of
 
 from ramo_ray.core.records import Prompt
 from ramo_ray.models.reward import RewardModel
 from ramo_ray.models.templates import load_tokenizer, prompt_text, reward_token_ids
-from ramo_ray.serving.routes import make_app
+from ramo_ray.serving.routes import NAMES, make_app
+from ramo_ray.serving.schema import Classify, RemoteReward, RewardRequest, Score
 from ramo_ray.serving.service import Service
 from ramo_ray.serving.settings import ServingSettings
 from ramo_ray.serving.tokens import TokenFile
@@ -103,6 +108,20 @@ def test_a_policys_texts_are_templated_anew_from_their_messages(reward_model: Pa
     assert response.status_code == 200
     assert response.json()["rewards"] == pytest.approx(own, abs=1e-4)
     assert response.json()["scores"] == response.json()["rewards"]
+    # What a decoder makes of it: other white space, other composition of characters, several ends of the turn.
+    accented = "Où? " + asked_prompt
+    for sent, query in (
+        (accented, unicodedata.normalize("NFD", accented) + ANSWERS[0] + "</s>"),
+        (" " + asked_prompt, asked_prompt + ANSWERS[0]),
+        (asked_prompt, asked_prompt + ANSWERS[0] + "<|end_of_text|><｜end▁of▁sentence｜>\n"),
+    ):
+        one = {"query": [query], "prompts": [sent], "labels": [PROMPT]}
+        found = post(settings_of(reward_model), "/get_reward", one)
+        assert found.json()["rewards"] == pytest.approx(own[:1], abs=1e-4), found.text
+    # A policy may write anything, and PPO needs a reward of all of it.
+    odd = {"query": [asked_prompt, asked_prompt + "a\0b"], "prompts": [asked_prompt] * 2, "labels": [PROMPT] * 2}
+    rewarded = post(settings_of(reward_model), "/get_reward", odd).json()["rewards"]
+    assert rewarded == pytest.approx(expected(reward_model, PROMPT, ("", "a\0b")), abs=1e-4)
     for change, sentence in (
         ({"labels": ["none"] * 3}, "its label holds no messages"),
         ({"labels": ["[" * 10_000] * 3}, "its label holds no messages"),
@@ -121,8 +140,8 @@ def test_vllms_shapes(reward_model: Path) -> None:
     ids = [reward_token_ids(tokenizer, PROMPT, answer) for answer in ANSWERS[:2]]
 
     async def ask(client: httpx.AsyncClient, _: Service) -> None:
-        for given in (whole, ids):
-            body = {"model": "reward", "input": given, "use_activation": False, "truncate_prompt_tokens": None}
+        for texts in (whole, ids):
+            body = {"model": "reward", "input": texts, "use_activation": False, "truncate_prompt_tokens": None}
             found = (await client.post("/classify", json=body)).json()
             assert [one["probs"] for one in found["data"]] == [pytest.approx([reward], abs=1e-4) for reward in own]
             assert found["object"] == "list"
@@ -165,6 +184,8 @@ BAD: list[tuple[str, bytes, int, str]] = [
     ("/reward", json.dumps({"prompt": "p" * 9_001, "response": "x"}).encode(), 413, "characters; 9,000 fit"),
     ("/reward", json.dumps({"prompt": "p" * 60_000, "response": "x"}).encode(), 413, "the body exceeds 50,000 bytes"),
     ("/classify", b'{"input": []}', 422, "`input` is empty"),
+    ("/classify", b'{"input": [5, "x"]}', 422, "mixed"),
+    ("/classify", b'{"input": [5, true]}', 422, "mixed"),
     ("/classify", b'{"input": [5, 99999]}', 422, "token ids lie outside"),
     ("/classify", b'{"input": [[]]}', 422, ""),
     ("/nowhere", b"{}", 404, "no such route; there are"),
@@ -190,6 +211,72 @@ def test_what_cannot_be_answered_is_refused_with_a_sentence_and_nothing_of_its_t
         assert fine.status_code == 200
 
     asked(limited, ask)
+
+
+ANYTHING = st.text(st.characters(exclude_categories=()), max_size=30)
+"""Any characters, half surrogate pairs and control characters among them."""
+NUMBERS = st.integers(-(2**70), 2**70) | st.floats()
+BODIES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | ANYTHING,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(sorted(NAMES)) | ANYTHING, inner),
+    max_leaves=25,
+)
+
+
+@pytest.fixture(scope="module")
+def service(limited: ServingSettings) -> Iterator[Service]:
+    own = Service(limited)
+    yield own
+    asyncio.run(own.close())
+
+
+@settings(max_examples=150)
+@given(
+    path=st.sampled_from(["/reward", "/compare", "/explain", "/get_reward", "/classify", "/score"]),
+    body=st.dictionaries(st.sampled_from(sorted(NAMES)), BODIES) | BODIES,
+)
+def test_whatever_is_sent_is_answered_or_refused_and_never_a_defect(service: Service, path: str, body: Any) -> None:
+    async def go() -> httpx.Response:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(make_app(service, None)), base_url="http://x"
+        ) as one:
+            return await one.post(path, content=json.dumps(body).encode(), headers={"content-type": "application/json"})
+
+    found = asyncio.run(go())
+    assert found.status_code in (200, 404, 413, 422)
+    assert found.status_code == 200 or set(found.json()) == {"error"}
+    assert found.status_code != 404 or path == "/explain"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (RewardRequest, {"items": [{}] * 9_000}),
+        (RewardRequest, {"prompt": [{}] * 9_000, "response": "x"}),
+        (RewardRequest, {"items": [{"prompt": "p", "response": "x"}] * 10_001}),
+        (RemoteReward, {"query": [7] * 9_000, "prompts": [7] * 9_000, "labels": [[{}] * 9_000] * 9}),
+        (Classify, {"input": [*[1] * 100_000, "x"]}),
+        (Classify, {"input": [[1]] * 10_001}),
+        (Score, {"text_1": [7] * 9_000, "text_2": [7] * 9_000}),
+    ],
+)
+def test_of_ten_thousand_faults_few_are_collected(kind: type[BaseModel], body: dict[str, Any]) -> None:
+    """Each would be kept, with what it is about, while everybody else waits."""
+    with pytest.raises(ValidationError) as refused:
+        kind.model_validate(body)
+    assert refused.value.error_count() <= 8
+
+
+def test_more_items_than_may_be_are_too_many(limited: ServingSettings) -> None:
+    wide = limited.model_copy(update={"limits": limited.limits.model_copy(update={"body_bytes": 4_000_000})})
+    many = {"items": [{"prompt": "p", "response": "x"}] * 10_001}
+    assert post(wide, "/reward", many).status_code == 413
+
+
+def test_depth_and_numbers_that_python_does_not_read_are_refused(limited: ServingSettings) -> None:
+    for body in (b"[" * 40_000, b'{"items": ' + b"9" * 20_000 + b"}", b"\xff\xfe{}"):
+        found = post(limited, "/reward", body)
+        assert (found.status_code, found.json()) == (400, {"error": "the body is no valid JSON."})
 
 
 def test_control_tokens_in_texts_are_text(reward_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import re
@@ -13,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -89,7 +91,12 @@ def served(reward_model: Path, explaining: list[str], tmp_path_factory: pytest.T
             assert process.poll() is None, (folder / "told").read_text()
             yield own
             had = descendants(psutil.Process(process.pid))
-            process.send_signal(signal.SIGINT)
+            # What is under way is answered first.
+            with ThreadPoolExecutor(1) as pool, RewardClient(own.url, TOKEN, patience_s=1) as client:
+                last = pool.submit(client.rewards, conversations(200))
+                wait_until(lambda: waiting_tokens(own) > 0 or last.done())
+                process.send_signal(signal.SIGINT)
+                assert len(last.result()) == 200
             assert process.wait(timeout=60) == 0
             wait_until(lambda: all_gone(had), 30)
             assert "Traceback" not in (folder / "told").read_text()
@@ -97,6 +104,14 @@ def served(reward_model: Path, explaining: list[str], tmp_path_factory: pytest.T
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def waiting_tokens(served: Served) -> float:
+    """Tokens that wait at the replica."""
+    with httpx.Client() as client:
+        told = client.get(f"{served.url}/metrics", headers={"authorization": f"Bearer {TOKEN}"}).text
+    found = re.search(r"^ramo_reward_waiting_tokens (\S+)", told, re.MULTILINE)
+    return float(found[1]) if found else 0.0
 
 
 def conversations(count: int) -> list[dict[str, str]]:
@@ -236,10 +251,37 @@ async def compare_on_the_page(served: Served, token: str) -> dict[str, Any]:
         shown = await tab.run("document.body.innerText")
         loaded = await tab.run("performance.getEntriesByType('resource').map((one) => one.name)")
         rules = await tab.run("[...document.querySelectorAll('#rules tr')].map((row) => row.cells[0].textContent)")
-        # Its policy forbids all else, which the page finds out by trying.
-        foreign = await tab.run("fetch('http://127.0.0.1:9/').then(() => 'reached', () => 'refused')")
+        # Its policy forbids all else, which the page finds out by trying: of a server that is there.
+        with listening() as (port, reached):
+            script = f"fetch('http://127.0.0.1:{port}/', {{mode: 'no-cors'}}).then(() => 'reached', () => 'refused')"
+            foreign = [await tab.run(script), len(reached)]
         bold = await tab.run("document.querySelectorAll('b').length")
         return {"shown": shown, "loaded": loaded, "rules": rules, "foreign": foreign, "bold": bold, "told": tab.told}
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[tuple[int, list[str]]]:
+    """A server that notes who reaches it."""
+    reached: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            reached.append(self.path)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.server_port, reached
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @needs_chromium
@@ -254,7 +296,8 @@ def test_a_person_compares_two_responses_on_the_page(served: Served) -> None:
     assert len(seen["rules"]) == 2
     assert set(seen["rules"]) < set(RULES)
     assert {url.removeprefix(served.url) for url in seen["loaded"]} == {"/compare", "/explain"}
-    assert seen["foreign"] == "refused"
+    assert seen["foreign"] == ["refused", 0]
+    assert any("Content Security Policy" in line for line in seen["told"])
     assert seen["bold"] == 0
 
     refused = asyncio.run(compare_on_the_page(served, "not-the-token"))

@@ -40,11 +40,15 @@ def test_any_of_the_tokens_opens_and_nothing_else(file: Path) -> None:
     assert not own.allows("Bearer # of the trainers")
 
 
-@given(st.text())
-def test_no_header_breaks_it(header: str) -> None:
+@given(
+    st.sampled_from(["", "Basic ", "Bearer ", "basic  "]),
+    st.text() | st.binary().map(base64.b64encode).map(bytes.decode),
+)
+def test_no_header_breaks_it(scheme: str, rest: str) -> None:
+    header = scheme + rest
     own = TokenFile.__new__(TokenFile)
     own._tokens, own._looked = [ONE.encode()], float("inf")
-    assert own.allows(header) is (header.partition(" ")[0].lower() == "bearer" and header[7:].strip() == ONE)
+    assert not own.allows(header)
 
 
 def test_tokens_are_changed_without_a_restart(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,11 +58,16 @@ def test_tokens_are_changed_without_a_restart(file: Path, monkeypatch: pytest.Mo
     assert own.allows(f"Bearer {fresh}")
     assert own.allows(f"Bearer {OTHER}")
     assert not own.allows(f"Bearer {ONE}")
-    # While it is being written, or is gone, those of before stay.
-    file.write_text("")
+    # What is too short is no token, and none is nobody's.
+    file.write_text(f"{fresh}\nshort\n")
     assert own.allows(f"Bearer {fresh}")
+    assert not own.allows(f"Bearer {OTHER}")
+    assert not own.allows("Bearer short")
+    # A file that is gone revokes nothing: perhaps its disk is.
     file.unlink()
     assert own.allows(f"Bearer {fresh}")
+    file.write_text("")
+    assert not own.allows(f"Bearer {fresh}")
     replacement = file.with_name("new")
     replacement.write_text(f"{ONE}\n")
     os.replace(replacement, file)
@@ -67,7 +76,7 @@ def test_tokens_are_changed_without_a_restart(file: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [("\n# none\n", "holds no token"), ("short\n", "token 1 has fewer than 16 characters")]
+    ("text", "sentence"), [("\n# none\n", "holds no token"), ("short\n", "line 1 has fewer than 16 characters")]
 )
 def test_a_file_that_guards_nothing_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
     file = tmp_path / "tokens"
