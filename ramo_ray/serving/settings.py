@@ -24,7 +24,8 @@ class LimitSettings(Config):
     tokens: PositiveInt = 4_096
     """Of one conversation, beside the model's context; more is 413."""
     queue_tokens: PositiveInt = 262_144
-    """Tokens that wait at one replica; what would exceed them is 429 with Retry-After."""
+    """Tokens that wait at one replica; what would exceed them is 429 with Retry-After. Requests of more than a batch
+    have half of it; one that exceeds that half is 413."""
     body_seconds: PositiveFloat = 10.0
     """Until a body must have arrived; later is 408."""
     seconds: PositiveFloat = 120.0

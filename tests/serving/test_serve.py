@@ -77,7 +77,7 @@ def served(reward_model: Path, explaining: list[str], tmp_path_factory: pytest.T
     tokens.write_text(TOKEN + "\n")
     (folder / "serve_reward.yaml").write_text("{}")
     words = [f"model={reward_model}", f"tokens_file={tokens}", f"http.port={port}", "threads=1"]
-    words += ["ray.num_cpus=2", "ray.object_store_gib=0.2", "limits.body_seconds=2", "limits.queue_tokens=20000"]
+    words += ["ray.num_cpus=2", "ray.object_store_gib=0.2", "limits.body_seconds=2", "limits.queue_tokens=200000"]
     words += [*explaining, "replicas.num_cpus=0.5"]
     command = [sys.executable, "-m", "jobs.serve_reward", str(folder), *words]
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
