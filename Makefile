@@ -11,7 +11,7 @@ if get_accelerator().device_name() == "cpu":
 endef
 export OPERATORS
 
-.PHONY: demo test test-fast check bench bench-exact bench-scale bench-chaos bench-ppo bench-serving setup clean
+.PHONY: demo test test-fast check bench bench-exact bench-scale bench-chaos bench-ppo bench-serving bench-serving-chaos setup clean
 
 demo: $(READY)  ## prompts to a reward model and a report, with the bundled models
 	@$(BIN)/python -m jobs.pipeline jobs/configs/laptop
@@ -46,6 +46,9 @@ bench-ppo: $(READY)  ## 20 steps of PPO against a reward that counts a letter: 5
 
 bench-serving: $(READY)  ## rewards a second: our endpoint, OpenRLHF's and vLLM's: a quarter of an hour
 	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/serving.py
+
+bench-serving-chaos: $(READY)  ## our endpoint under mixed load, its replica killed twice: ten minutes
+	@PYTHONPATH=tests $(BIN)/python tests/benchmarks/serving_chaos.py
 
 setup: $(READY)
 

@@ -347,7 +347,7 @@ def test_too_much_at_a_time_is_429_and_too_long_is_503_and_both_say_when_to_ask_
             assert service.batcher.waiting == 0
         assert (await client.post("/reward", json={"prompt": "p", "response": "x"})).status_code == 200
 
-    limits = {"queue_tokens": 1_000, "seconds": 1.5}
+    limits = {"queue_tokens": 6_000, "seconds": 1.5}
     asked(settings_of(reward_model, limits=limits, batch_tokens=100), ask)
 
 
