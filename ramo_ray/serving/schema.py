@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, PlainValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 T = TypeVar("T")
 MOST_ITEMS = 10_000
@@ -19,7 +19,7 @@ def _example(value: dict[str, Any], *, strict: bool = True) -> ConfigDict:
 
 
 # One fault is all that is told of a list, and all that is looked for.
-Items = Annotated[list[T], FailFast(), Field(min_length=1, max_length=MOST_ITEMS)]
+Items = Annotated[list[T], Field(min_length=1, max_length=MOST_ITEMS, fail_fast=True)]
 
 
 class ChatMessage(BaseModel):

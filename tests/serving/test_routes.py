@@ -126,7 +126,7 @@ def test_a_policys_texts_are_templated_anew_from_their_messages(reward_model: Pa
         ({"labels": ["none"] * 3}, "its label holds no messages"),
         ({"labels": ["[" * 10_000] * 3}, "its label holds no messages"),
         ({"prompts": ["another"] * 3}, "does not begin with its prompt"),
-        ({"prompts": []}, "must be as many"),
+        ({"prompts": [asked_prompt]}, "must be as many"),
     ):
         refused = post(settings_of(reward_model), "/get_reward", body | change)
         assert refused.status_code == 422
@@ -347,7 +347,7 @@ def test_too_much_at_a_time_is_429_and_too_long_is_503_and_both_say_when_to_ask_
             assert service.batcher.waiting == 0
         assert (await client.post("/reward", json={"prompt": "p", "response": "x"})).status_code == 200
 
-    limits = {"queue_tokens": 6_000, "seconds": 1.5}
+    limits = {"queue_tokens": 2_400, "seconds": 1.5}
     asked(settings_of(reward_model, limits=limits, batch_tokens=100), ask)
 
 
