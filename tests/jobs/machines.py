@@ -45,7 +45,7 @@ cloudpickle.register_pickle_by_value(works)
 class PlacedJudge(RuleJudge):
     """A judge that notes on which node it works on each batch.
 
-    One on the node that the file `HELD` names stops half-way; where there is a file `HURRY` it answers at once.
+    One on a node that the file `HELD` names stops in mid-batch; where there is a file `HURRY` it answers at once.
     """
 
     def __init__(self, settings: dict[str, Any], folder: str, overseer: Any) -> None:
@@ -60,7 +60,7 @@ class PlacedJudge(RuleJudge):
             self.engine.latency_s = 0.0
         rated = super().__call__(batch)
         self.batches += 1
-        while self.batches > BATCHES_BEFORE and self.held.exists() and self.held.read_text() == self.node:
+        while self.batches > BATCHES_BEFORE and self.held.exists() and self.node in self.held.read_text():
             time.sleep(0.1)
         with self.notes.open("a") as stream:
             stream.write(f"{time.time()} {self.node}\n")
@@ -98,8 +98,8 @@ class Machines:
         self.cluster, self.folder = cluster, folder
         add = partial(cluster.add_node, num_cpus=2, object_store_memory=10**8)
         self.better, self.good = add(resources={"better": 1}), [add(resources={"good": 1}) for _ in range(2)]
-        # However fast it is: it shall have work under way when it is killed.
-        (folder / HELD).write_text(self.better.node_id)
+        # However fast they are: they shall have work under way when they are drained or killed, and leave some.
+        self._hold(self.better, *self.good)
         self.drained_at = 0.0
         self.drained = self.stands_in = ""
 
@@ -113,8 +113,14 @@ class Machines:
         command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.cluster.address]
         subprocess.run([*command, "--node-id", self.drained, *words], check=True, capture_output=True)
         self.drained_at = time.time()
+        self._hold(self.better)
         wait_for(lambda: self._at(self.stands_in) >= BATCHES_AFTER)
         self.cluster.remove_node(self.better, allow_graceful=False)
+
+    def _hold(self, *nodes: Any) -> None:
+        held = self.folder / HELD
+        held.with_suffix(".new").write_text(" ".join(node.node_id for node in nodes))
+        held.with_suffix(".new").replace(held)
 
     def _at(self, node: str) -> int:
         return sum(place == node for _, place in batches_of(self.folder))
