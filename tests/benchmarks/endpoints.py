@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI, Request
 from support import ROOT, free_port
 
 START_S = 240.0
@@ -170,7 +171,6 @@ def _loop(model: str, file: str) -> None:
 
 def _empty(port: int) -> None:
     import ray
-    from fastapi import FastAPI, Request
     from ray import serve
 
     app = FastAPI()

@@ -31,6 +31,13 @@ from ramo_ray.models.templates import load_tokenizer, prompt_text, reward_token_
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 CONCURRENT, LAYERS, SAMPLES = 64, 2, 4
+NARROW = {
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+}
 SPREAD = 30
 """By which the new head's weights are multiplied, so that rewards differ by tenths."""
 WARM = 16
@@ -111,16 +118,19 @@ def load(url: str, bodies: Sequence[Body]) -> Load:
 
 
 def reward_model(folder: Path, layers: int | None = None) -> Path:
-    """A reward model on the bundled language model, or on its first layers, with a head from a seed."""
+    """A reward model on the bundled language model, or on a narrow one of few layers, with a head from a seed."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     base = resolve(BUNDLED)
     if layers is not None:
-        short = folder / "base"
-        AutoModelForCausalLM.from_pretrained(base, num_hidden_layers=layers).save_pretrained(short)
-        load_tokenizer(base).save_pretrained(short)
-        base = short
+        # So narrow that next to nothing of the time is the model's.
+        config, narrow = AutoConfig.from_pretrained(base), folder / "base"
+        config.update(NARROW | {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers})
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(narrow)
+        load_tokenizer(base).save_pretrained(narrow)
+        base = narrow
     model, path = new_reward_model(base, seed=0), folder / "reward"
     with torch.no_grad():
         model.score.weight.mul_(SPREAD)
@@ -162,12 +172,11 @@ def whole_model(folder: Path, count: int, tell: Callable[[str, float], None]) ->
     apart = np.abs(np.array([reply["data"][0]["probs"][0] for reply in theirs.replies]) - own)
     tell("largest_difference_to_vllm", float(apart.max()))
     with endpoints.openrlhf_serve_rm(model) as url:
-        # It takes one request at a time, so a fourth of them tells its rate.
-        tell("openrlhf_serve_rm", load(url, one[: len(one) // 4]).rate)
+        tell("openrlhf_serve_rm", load(url, one).rate)
 
 
 def tiny_model(folder: Path, count: int, tell: Callable[[str, float], None]) -> None:
-    """What is not the model's: two layers of it, and none."""
+    """What is not the model's: two narrow layers, and none."""
     model = reward_model(folder, LAYERS)
     bodies = openrlhf_bodies(load_tokenizer(model), mixed(conversations(count)))
     with endpoints.ours(model) as url:
@@ -187,7 +196,9 @@ def draw(measures: dict[str, float], file: Path) -> None:
     tiny = [name for name in measures if name.endswith("_tiny") or name == "empty_serve"]
     whole = [name for name in measures if name not in tiny and not name.endswith(("_ms", "_model", "_to_vllm"))]
     figure = Figure(figsize=(9, 4), layout="constrained")
-    for panel, names, title in zip(figure.subplots(2, 1), (whole, tiny), ("SmolLM2-135M", "two layers"), strict=True):
+    for panel, names, title in zip(
+        figure.subplots(2, 1), (whole, tiny), ("SmolLM2-135M", "two narrow layers"), strict=True
+    ):
         ordered = sorted(names, key=lambda name: measures[name])
         colours = [BLUE if name.startswith("ours") else GREY for name in ordered]
         bars = panel.barh([name.replace("_", " ") for name in ordered], [measures[n] for n in ordered], color=colours)
