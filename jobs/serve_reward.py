@@ -45,7 +45,7 @@ class HTTPSettings(Config):
     every_node: bool = False
     """A proxy on each node of a cluster, instead of the head's alone."""
     timeout_s: PositiveFloat = 150.0
-    """Until Serve gives a request up; more than `serving.limits.seconds`."""
+    """Until Serve gives a request up; more than `limits.seconds`."""
     ssl_certfile: str = ""
     """TLS: the certificate; with it, `ssl_keyfile`."""
     ssl_keyfile: str = ""
@@ -118,7 +118,7 @@ def _explaining(config: ServeRewardConfig) -> ExplainSettings:
     )
 
 
-def evaluated_model(config: ServeRewardConfig) -> Path:
+def _evaluated_model(config: ServeRewardConfig) -> Path:
     """The reward model whose rewards evaluate_reward has measured in `run`."""
     folder = locate(config, "run", config.run)
     named = read_json(folder / "evaluate_reward" / "config.json").get("model")
@@ -131,7 +131,7 @@ def _measured(config: ServeRewardConfig, model: Path) -> CalibrationSettings | N
     import pyarrow.parquet as pq
 
     file = locate(config, "run", config.run) / "evaluate_reward" / "data" / "rewards.parquet" if config.run else Path()
-    if not file.is_file() or evaluated_model(config).resolve() != model.resolve():
+    if not file.is_file() or _evaluated_model(config).resolve() != model.resolve():
         # Another model's rewards have another scale.
         return None
     table = pq.read_table(file, columns=["reward_chosen", "reward_rejected"])
@@ -149,7 +149,10 @@ def main(config: ServeRewardConfig) -> list[str]:
     settings = serving_settings(config)
     # It checks all that can be known before anything starts.
     application = build_app(settings.model_dump(mode="json"))
-    with ray_session(config.ray), _ended(config.replicas.drain_seconds):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ray_session(config.ray))
+        _refuse_other_serve()
+        stack.enter_context(_ended(config.replicas.drain_seconds))
         _serve(config.http, application)
         console.print(f"  ready: {address(config.http)}", soft_wrap=True, markup=False)
         if settings.insecure:
@@ -165,7 +168,7 @@ def main(config: ServeRewardConfig) -> list[str]:
 
 @contextlib.contextmanager
 def _ended(drain_seconds: float) -> Iterator[None]:
-    """Take the application away in the end, however far it came. Serve itself may be others' too."""
+    """Take the application away in the end, however far it came."""
     from ray import serve
 
     try:
@@ -176,6 +179,15 @@ def _ended(drain_seconds: float) -> Iterator[None]:
             end = time.monotonic() + drain_seconds + LOOK_S
             while APP in serve.status().applications and time.monotonic() < end:
                 time.sleep(LOOK_S / 5)
+
+
+def _refuse_other_serve() -> None:
+    """Raise `ConfigError` where there is a Serve already: an application of ours may run there, by the same name."""
+    if _running():
+        raise ConfigError(
+            "this cluster has a Serve already, whose address and TLS are not ours to set. Deploy to it with "
+            "`serve run ramo_ray.serving.app:build_app`, or end it with `serve shutdown`."
+        )
 
 
 def _running() -> bool:
@@ -200,11 +212,6 @@ def _serve(http: HTTPSettings, application: Application) -> None:
 
     # It tells at each start that it has started, and that it is there already.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    if _running():
-        raise ConfigError(
-            "this cluster has a Serve already, whose address and TLS are not ours to set. Deploy to it with "
-            "`serve run ramo_ray.serving.app:build_app`, or end it with `serve shutdown`."
-        )
     try:
         serve.start(
             proxy_location="EveryNode" if http.every_node else "HeadOnly",

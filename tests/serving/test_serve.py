@@ -341,6 +341,21 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(
             main(load(ServeRewardConfig, ROOT / "jobs" / "configs" / "laptop", words))
 
 
+def test_a_serve_that_is_there_already_is_refused_and_left_as_it_is(
+    reward_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def touched(*_: Any, **__: Any) -> None:
+        raise AssertionError("another's Serve is touched")
+
+    monkeypatch.setattr("jobs.serve_reward.ray_session", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr("jobs.serve_reward._running", lambda: True)
+    for name in ("start", "run", "delete", "status"):
+        monkeypatch.setattr(f"ray.serve.{name}", touched)
+    words = [f"model={reward_model}", "insecure=true"]
+    with pytest.raises(ConfigError, match="has a Serve already"):
+        main(load(ServeRewardConfig, ROOT / "jobs" / "configs" / "laptop", words))
+
+
 def test_arguments_of_the_application_are_checked(reward_model: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)replicas\.maxx.*max"):
         build_app({"model": str(reward_model), "insecure": True, "replicas": {"maxx": 2}})
