@@ -142,7 +142,12 @@ def main(config: EvaluatePolicyConfig) -> list[str]:
 def _evaluate(config: EvaluatePolicyConfig, stage: Stage) -> None:
     heading("Policy before and after")
     models = check(config)
-    prompts = _write_prompts(config, models.policy, stage.folder / "prompts.jsonl")
+    known = _trained_on(models.policy)
+    if known is None and config.unseen:
+        console.print(
+            f"  what {models.policy} was aligned on is not known: it is not where train_policy puts one", markup=False
+        )
+    prompts = _write_prompts(config, known or set(), stage.folder / "prompts.jsonl")
     origin = _claim(stage, models)
     parts = stage.folder / PARTS
     with ray_session(config.ray):
@@ -161,7 +166,6 @@ def _evaluate(config: EvaluatePolicyConfig, stage: Stage) -> None:
         other_split=prompts.seen,
         bad=[*prompts.bad, *answers.bad, *bad],
     )
-    known = _trained_on(models.policy)
     seen = None if known is None else sum(row["prompt_id"] in known for row in complete)
     scores = policy_scores(complete, config.seed) | {"prompts_seen": seen}
     write_json(stage.folder / "scores.json", scores)
@@ -235,13 +239,8 @@ class Prompts(NamedTuple):
     bad: list[Row]
 
 
-def _write_prompts(config: EvaluatePolicyConfig, policy: Path, file: Path) -> Prompts:
-    """Write the prompts that both policies answer, each once."""
-    trained = _trained_on(policy)
-    if trained is None and config.unseen:
-        console.print(
-            f"  what {policy} was aligned on is not known: it is not where train_policy puts one", markup=False
-        )
+def _write_prompts(config: EvaluatePolicyConfig, known: set[str], file: Path) -> Prompts:
+    """Write the prompts that both policies answer, each once; without those `known`, by id, unless they are wanted."""
     read = left_out = 0
     bad, used = list[Row](), dict[str, str]()
     for row in prompt_rows(config):
@@ -251,7 +250,7 @@ def _write_prompts(config: EvaluatePolicyConfig, policy: Path, file: Path) -> Pr
         reason = row.get("reason") or (SAME_PROMPT if own in used else None)
         if reason:
             bad.append({"origin": row["origin"], "id": row.get("prompt_id"), "reason": reason})
-        elif trained and own in trained and config.unseen:
+        elif config.unseen and own in known:
             left_out += 1
         else:
             used[own] = json.dumps({"prompt": row["prompt"]}) + "\n"

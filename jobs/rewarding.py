@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.display import progress, summary
+from jobs.stage import write_text
 from ramo_ray.client import EndpointError, RewardClient
 from ramo_ray.errors import ConfigError, ServerError, SourceError, TooManyBadRowsError
 
@@ -98,9 +99,7 @@ def _done(output: Path, file: Path) -> set[int]:
             f"{output}: has rewards of another {file.name} (line {changed[0] + 1} differs). Give another --output."
         )
     if torn or len(kept) < len(rows):
-        partial = output.with_name(f".{output.name}.{os.getpid()}")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept.values()), encoding="utf-8")
-        os.replace(partial, output)
+        write_text(output, "".join(json.dumps(row) + "\n" for row in kept.values()))
     return set(kept)
 
 

@@ -68,6 +68,7 @@ class Batcher:
         waiting: tokens that wait.
         scored: rows that were scored since the start, in so many `batches`, within `busy_s` seconds.
         failures: batches in a row that failed.
+        began: when the batch that is under way began, by the monotonic clock; None while there is none.
     """
 
     def __init__(self, score: Score, *, batch_tokens: int, queue_tokens: int) -> None:
@@ -76,6 +77,7 @@ class Batcher:
         self.waiting = self.scored = self.batches = self.failures = 0
         self._large = 0
         self.busy_s = 0.0
+        self.began: float | None = None
         self._rate = 0.0
         self._asked: deque[_Asked] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
@@ -92,9 +94,9 @@ class Batcher:
             return np.empty(0, dtype=np.float32)
         asked, half = _Asked(rows), self.queue_tokens // 2
         large = asked.tokens if asked.tokens > self.batch_tokens else 0
-        if large > max(half, self.batch_tokens):
+        if large > half:
             raise TooLargeError(f"a request of {asked.tokens:,} tokens; {half:,} fit. Ask for less at a time.")
-        if self.waiting + asked.tokens > self.queue_tokens or (self._large and self._large + large > half and large):
+        if self.waiting + asked.tokens > self.queue_tokens or (large and self._large + large > half):
             raise BusyError(self.seconds_waiting)
         self.waiting += asked.tokens
         self._large += large
@@ -127,14 +129,16 @@ class Batcher:
     async def _scored(self, batch: Sequence[tuple[_Asked, int]]) -> Exception | None:
         """Score rows, and give their requests what they wait for; or the error."""
         rows = [asked.rows[place] for asked, place in batch]
-        started = time.perf_counter()
+        started = self.began = time.monotonic()
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._thread, self._score, rows)
         except Exception as error:  # noqa: BLE001 - it is raised where the rewards are waited for
             self.failures += 1
             return error
+        finally:
+            self.began = None
         self.failures = 0
-        self._account(rows, time.perf_counter() - started)
+        self._account(rows, time.monotonic() - started)
         for (asked, place), reward in zip(batch, found, strict=True):
             asked.rewards[place] = reward
             asked.missing -= 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -144,7 +145,7 @@ async def _refuse(refused: Refused, send: Send) -> None:
     if refused.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if refused.retry_after is not None:
-        headers.append((b"retry-after", str(max(1, round(refused.retry_after))).encode()))
+        headers.append((b"retry-after", str(max(1, math.ceil(refused.retry_after))).encode()))
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

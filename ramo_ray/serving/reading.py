@@ -66,7 +66,7 @@ class Reader:
     def classified(self, asked: Classify) -> list[Row]:
         """Rows of whole texts, in which control tokens are control tokens; or of ids; or of messages."""
         if asked.messages is not None:
-            return self.conversations([_conversation(asked.messages)])
+            return self.conversations([Conversation(messages=asked.messages)])
         given = asked.input
         many: list[Any] = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
         self._check_count(len(many))
@@ -153,12 +153,6 @@ def as_messages(prompt: str | list[ChatMessage]) -> Prompt:
 
 def _plain(messages: Sequence[ChatMessage]) -> Prompt:
     return [{"role": message.role, "content": message.content} for message in messages]
-
-
-def _conversation(messages: list[ChatMessage]) -> Conversation:
-    if len(messages) < 2 or messages[-1].role != "assistant":
-        raise Refused(422, "`messages` must end with the assistant's, whose reward is asked for.")
-    return Conversation(messages=messages)
 
 
 def _messages_of(label: str | list[ChatMessage], place: int) -> Prompt:

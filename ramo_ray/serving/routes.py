@@ -150,7 +150,7 @@ def _add_watched(app: FastAPI, service: Service) -> None:
 
 
 def _tell_faults(app: FastAPI) -> None:
-    """Turn what FastAPI raises into our own replies, which quote nothing of a request."""
+    """Turn what FastAPI raises into our own replies, which quote nothing of a request. The gate tells the rest."""
 
     @app.exception_handler(RequestValidationError)
     async def not_valid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -168,11 +168,6 @@ def _tell_faults(app: FastAPI) -> None:
         sentences = {404: f"no such route; there are {known}.", 405: "not with this method."}
         # Of a body that is no UTF-8, FastAPI says 400.
         return _reply(error.status_code, sentences.get(error.status_code, NO_JSON), error.headers)
-
-    @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> JSONResponse:
-        wait = {} if error.retry_after is None else {"retry-after": str(max(1, math.ceil(error.retry_after)))}
-        return _reply(error.status, error.sentence, wait)
 
 
 def _reply(status: int, sentence: str, headers: Any = None) -> JSONResponse:

@@ -34,6 +34,11 @@ Prompt = str | Items[ChatMessage]
 """A user's text, or a dialogue up to the response."""
 
 
+def _require_answer(messages: list[ChatMessage]) -> None:
+    if len(messages) < 2 or messages[-1].role != "assistant":
+        raise ValueError("the last message must be the assistant's, whose reward is asked for")
+
+
 class Conversation(BaseModel):
     """A dialogue whose last turn is the assistant's: `messages`, or `prompt` and `response`."""
 
@@ -53,8 +58,8 @@ class Conversation(BaseModel):
             raise ValueError("give `messages`, or `prompt` and `response`")
         if self.messages is not None and pair != (None, None):
             raise ValueError("give either `messages`, or `prompt` and `response`, not both")
-        if self.messages is not None and (len(self.messages) < 2 or self.messages[-1].role != "assistant"):
-            raise ValueError("the last message must be the assistant's, whose reward is asked for")
+        if self.messages is not None:
+            _require_answer(self.messages)
 
 
 class RewardRequest(Conversation):
@@ -214,6 +219,8 @@ class Classify(BaseModel):
     def _one_form(self) -> Classify:
         if (self.input is None) == (self.messages is None):
             raise ValueError("give `input`, or `messages`")
+        if self.messages is not None:
+            _require_answer(self.messages)
         return self
 
 

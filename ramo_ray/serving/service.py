@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ramo_ray.core.records import Message
@@ -37,7 +35,6 @@ SHORT = 16_384
 """Bytes of a body whose texts are read at once."""
 LONG_BODIES = 4
 """Of the longest kind, that may wait to be read."""
-logger = logging.getLogger(__name__)
 
 
 class Scored(NamedTuple):
@@ -63,9 +60,8 @@ class Service:
         self.reader = Reader(settings, self.scorer.context_length, self.scorer.vocabulary)
         self._short, self._long = (ThreadPoolExecutor(1, thread_name_prefix=name) for name in ("short", "long"))
         self._long_bytes = 0
-        self._batch_began: float | None = None
         self.batcher = Batcher(
-            self._score, batch_tokens=settings.batch_tokens, queue_tokens=settings.limits.queue_tokens
+            self.scorer.score, batch_tokens=settings.batch_tokens, queue_tokens=settings.limits.queue_tokens
         )
         self.closing = False
         self.meters = Meters(self)
@@ -81,13 +77,6 @@ class Service:
         rewards = self.scorer.score([[number % 7 + 1 for number in range(length)] for length in lengths])
         if not np.isfinite(rewards).all():
             raise EngineError(f"{self.settings.model}: its rewards are not finite; take a wider dtype.")
-
-    def _score(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        self._batch_began = time.monotonic()
-        try:
-            return self.scorer.score(rows)
-        finally:
-            self._batch_began = None
 
     async def rewards(self, read: Callable[[T], list[Row]], asked: T, length: int) -> Scored:
         """Rewards of what was asked by a body of so many bytes.
@@ -154,7 +143,7 @@ class Service:
 
     def check(self) -> None:
         """Raise `EngineError` if a batch has been under way for too long, or all of late have failed."""
-        began, stuck = self._batch_began, STUCK * self.settings.limits.seconds
+        began, stuck = self.batcher.began, STUCK * self.settings.limits.seconds
         if began is not None and time.monotonic() - began > stuck:
             raise EngineError(f"a batch has been under way for over {stuck:g} s.")
         if self.batcher.failures >= FAILURES:
