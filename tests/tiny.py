@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 TINY_VOCABULARY = 320
@@ -48,6 +49,29 @@ def write_moved_model(source: Path, folder: Path, *, by: float) -> None:
         for weights in model.parameters():
             weights.add_(by * torch.randn(weights.shape, generator=generator))
     model.save_pretrained(folder)
+
+
+def write_reward_model(source: Path, folder: Path, *, spread: float) -> None:
+    """A language model with a new head of one output, whose weights are so many times those of a new head."""
+    import torch
+
+    from ramo_ray.models.reward import new_reward_model
+    from ramo_ray.models.templates import load_tokenizer
+
+    model = new_reward_model(source, seed=3)
+    with torch.no_grad():
+        model.score.weight.mul_(spread)
+    model.save_pretrained(folder)
+    load_tokenizer(source).save_pretrained(folder)
+
+
+def write_adapter(source: Path, folder: Path, rule_ids: Sequence[str]) -> None:
+    """A language model with a new head for the rules of a pool."""
+    from ramo_ray.models.adapter import new_adapter
+    from ramo_ray.models.templates import load_tokenizer
+
+    new_adapter(source, rule_ids).save_pretrained(folder)
+    load_tokenizer(source).save_pretrained(folder)
 
 
 def _write_tokenizer(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 import pytest
 from support import Setup, manifest
-from tiny import write_moved_model
+from tiny import write_adapter, write_moved_model, write_reward_model
 
 from jobs.evaluate_policy import EvaluatePolicyConfig, main
 from jobs.policy_scores import outcomes, sort_out
@@ -18,6 +18,7 @@ from jobs.reporting import write_report
 from ramo_ray.config import load
 from ramo_ray.core.records import Prompt, prompt_id
 from ramo_ray.core.refusals import refuses
+from ramo_ray.core.rules import load_pool
 from ramo_ray.errors import ConfigError, FingerprintError, ModelError, SourceError
 
 PROMPTS: list[Prompt] = [
@@ -40,16 +41,9 @@ Evaluate = Callable[..., Run]
 @pytest.fixture
 def evaluate(setup: Setup, long_context_model: Path, tmp_path: Path) -> Evaluate:
     """Evaluate a policy that PPO is said to have made of the tiny model, on prompts of which it knows one."""
-    from ramo_ray.core.rules import load_pool
-    from ramo_ray.models.adapter import new_adapter
-    from ramo_ray.models.reward import new_reward_model
-    from ramo_ray.models.templates import load_tokenizer
-
     pool = load_pool(str(setup.configs.parent / "rules.yaml"))
-    made = {"adapter": new_adapter(long_context_model, pool.ids), "reward": new_reward_model(long_context_model)}
-    for name, model in made.items():
-        model.save_pretrained(tmp_path / name)
-        load_tokenizer(long_context_model).save_pretrained(tmp_path / name)
+    write_adapter(long_context_model, tmp_path / "adapter", pool.ids)
+    write_reward_model(long_context_model, tmp_path / "reward", spread=1)
     prompts, folder = tmp_path / "prompts.jsonl", tmp_path / "evaluation"
     rows = [{"prompt": prompt} for prompt in [*PROMPTS, PROMPTS[0], 7]]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))

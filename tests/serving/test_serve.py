@@ -25,13 +25,13 @@ import pytest
 from browser import needs_chromium, opened
 from served import TOKEN
 from support import ROOT, all_gone, descendants, free_port, run, wait_until
+from tiny import write_adapter
 
 from jobs.serve_reward import ServeRewardConfig, main
 from ramo_ray.client import EndpointError, RewardClient
 from ramo_ray.config import load
 from ramo_ray.core.rules import load_pool
 from ramo_ray.errors import ConfigError, RamoError
-from ramo_ray.models.adapter import new_adapter
 from ramo_ray.models.reward import RewardModel
 from ramo_ray.models.templates import load_tokenizer, reward_token_ids
 from ramo_ray.ppo import reward_function
@@ -61,9 +61,7 @@ def explaining(long_context_model: Path, tmp_path_factory: pytest.TempPathFactor
     """What makes an endpoint explain: three rules, an adapter of them and a judge."""
     folder = tmp_path_factory.mktemp("explaining")
     (folder / "rules.yaml").write_text(json.dumps({"rules": RULES}))
-    adapter = new_adapter(long_context_model, load_pool(str(folder / "rules.yaml")).ids)
-    adapter.save_pretrained(folder / "adapter")
-    load_tokenizer(long_context_model).save_pretrained(folder / "adapter")
+    write_adapter(long_context_model, folder / "adapter", load_pool(str(folder / "rules.yaml")).ids)
     words = [f"adapter_model={folder / 'adapter'}", f"rules={folder / 'rules.yaml'}", "adapter.max_length=500"]
     judge = [f"judge.model={long_context_model}", "judge.actors.num_cpus=0.5", "judge.threads=1"]
     return ["explain=true", "selection.r=2", *words, *judge]
