@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from ramo_ray.core.prompts import adapter_text
 from ramo_ray.core.records import Prompt
+from ramo_ray.core.selection import select_top
 from ramo_ray.errors import FingerprintError, ModelError
 from ramo_ray.models.classifier import Classifier, load_classifier, new_classifier, saved_labels
 from ramo_ray.models.templates import encode_text
@@ -44,6 +47,13 @@ def load_adapter(path: Path, rule_ids: Sequence[str], *, dtype: DType = "float32
     return load_classifier(path, dtype=dtype)
 
 
+class Picked(NamedTuple):
+    """Rules of a trio, as places in the pool, and the adapter's probabilities for them."""
+
+    rules: list[int]
+    probabilities: list[float]
+
+
 class RuleAdapter(Classifier):
     """A trained adapter for inference: `logits` [n, R], one column a rule of the pool.
 
@@ -55,6 +65,14 @@ class RuleAdapter(Classifier):
     ) -> None:
         check_adapter(path, rule_ids)
         super().__init__(path, dtype=dtype, threads=threads)
+
+    def pick(self, token_ids: Sequence[Sequence[int]], r: int) -> list[Picked]:
+        """The r rules of each trio that are likeliest to be critical, best first. Errors: those of `logits`."""
+        logits = self.logits(token_ids)
+        return [
+            Picked(places.tolist(), (1 / (1 + np.exp(-row[places].astype(np.float64)))).tolist())
+            for row, places in zip(logits, select_top(logits, r), strict=True)
+        ]
 
 
 def check_adapter(path: Path, rule_ids: Sequence[str]) -> None:

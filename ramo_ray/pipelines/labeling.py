@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ramo_ray.core.preference import aggregate, prefer
-from ramo_ray.core.selection import select_top
 from ramo_ray.judging.judge import Fault
 from ramo_ray.models.adapter import RuleAdapter, adapter_token_ids
 from ramo_ray.models.templates import load_tokenizer
@@ -98,10 +97,8 @@ class RulePicker:
         return [fault or next(rules) for fault in faults]
 
     def _rules(self, texts: Sequence[Sequence[int]]) -> Iterator[tuple[list[str], list[float]]]:
-        logits = self.adapter.logits(texts)
-        for row, places in zip(logits, select_top(logits, self.r), strict=True):
-            probabilities = 1 / (1 + np.exp(-row[places].astype(np.float64)))
-            yield [self.rule_ids[place] for place in places], probabilities.tolist()
+        for rules, probabilities in self.adapter.pick(texts, self.r):
+            yield [self.rule_ids[place] for place in rules], probabilities
 
     def _token_ids(self, group: Group, trio: Mapping[str, Any]) -> list[int]:
         sides = (group["conversations"][trio[side]]["response"] for side in ("a", "b"))

@@ -17,11 +17,10 @@ import numpy as np
 from ramo_ray.core.preference import aggregate, prefer
 from ramo_ray.core.records import Message, Prompt, Rating
 from ramo_ray.core.rules import RulePool, load_pool
-from ramo_ray.core.selection import select_top
 from ramo_ray.engines import build_engine
 from ramo_ray.errors import RolesError
 from ramo_ray.judging.judge import NO_ANSWER, Conversation, Fault, Judge
-from ramo_ray.models.adapter import RuleAdapter, adapter_token_ids, check_adapter
+from ramo_ray.models.adapter import Picked, RuleAdapter, adapter_token_ids, check_adapter
 from ramo_ray.models.resolve import resolve
 from ramo_ray.models.templates import load_tokenizer
 from ramo_ray.serving.settings import ExplainSettings
@@ -109,7 +108,7 @@ class Explainer:
             "score_b": score_b,
         }
 
-    def _critical(self, prompt: Prompt, response_a: str, response_b: str) -> tuple[list[int], list[float]]:
+    def _critical(self, prompt: Prompt, response_a: str, response_b: str) -> Picked:
         """The r rules that the adapter picks, best first, and its probabilities for them."""
         try:
             ids = adapter_token_ids(self.adapter_tokenizer, prompt, response_a, response_b)
@@ -117,10 +116,8 @@ class Explainer:
             raise UnexplainedError("the adapter's template does not take this order of roles.") from None
         if len(ids) > self.longest:
             raise UnexplainedError(f"the trio has {len(ids):,} tokens; the adapter reads {self.longest:,}.")
-        logits = self.adapter.logits([ids])
-        (picked,) = select_top(logits, self.settings.selection.r)
-        probabilities = 1 / (1 + np.exp(-logits[0][picked].astype(np.float64)))
-        return [int(rule) for rule in picked], probabilities.tolist()
+        (picked,) = self.adapter.pick([ids], self.settings.selection.r)
+        return picked
 
 
 def check_explain(settings: ExplainSettings) -> RulePool:
